@@ -1,0 +1,1 @@
+"""hdee-coordinator: the ledger, the roles that serve it, and the pure decisions between them."""

@@ -1,0 +1,27 @@
+"""What a worker measured of its own hardware."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from protocol.values import Amount, Count, Positive, Value
+
+Device = Literal["cpu", "cuda", "mps"]
+
+
+class Capability(Value):
+    """Advertised at registration and with each request for work; the scheduler matches on it.
+
+    `free_memory_bytes` is what training may use: on CPU the whole trainer process, on a GPU its
+    memory, after the volunteer's cap. `flops_per_second` is measured with a training step, forward
+    and backward, not a data-sheet figure.
+    """
+
+    device: Device
+    device_name: Annotated[str, Field(max_length=120)]
+    num_threads: Positive
+    total_memory_bytes: Count
+    free_memory_bytes: Count
+    free_disk_bytes: Count
+    flops_per_second: Amount
+    bfloat16: bool

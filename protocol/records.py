@@ -1,0 +1,44 @@
+"""What peers publish in the DHT: small signed records under an owner's subkey.
+
+The key says what a record is about, the subkey is the owner's peer id, and the stored value is
+msgpack `[payload, signature, certificate]`. Payloads are msgpack maps with one-letter keys.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from protocol.ids import Digest, Maddr
+from protocol.values import Count, Positive, Value
+
+TTL_SECONDS = 300
+"""Life of a record; its owner publishes it again after a third of it."""
+
+MAX_TTL_SECONDS = 3600
+MAX_RECORD_BYTES = 4096
+
+
+def provider_key(digest: str) -> str:
+    """DHT key under which the providers of a blob are found."""
+    return f"v1/prov/{digest}"
+
+
+def head_key(assignment: str) -> str:
+    """DHT key under which the newest checkpoint of an assignment is found."""
+    return f"v1/head/{assignment}"
+
+
+class ProviderRecord(Value):
+    """The owner has the blob: `m` its addresses, `n` the blob's size in bytes."""
+
+    m: Annotated[tuple[Maddr, ...], Field(strict=False, max_length=4)]
+    n: Count
+
+
+class HeadRecord(Value):
+    """The owner's newest checkpoint: step `s`, manifest digest `h` and size `n`, fencing `f`."""
+
+    s: Count
+    h: Digest
+    n: Count
+    f: Positive

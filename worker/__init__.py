@@ -1,0 +1,1 @@
+"""hdee-worker: the agent (network) and the trainer (compute)."""
