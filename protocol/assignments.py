@@ -70,7 +70,7 @@ TRANSITIONS: dict[tuple[AssignmentState, AssignmentEvent], AssignmentState] = {
 class Lease(Value):
     """The right to an assignment until `expires_at` (seconds, the coordinator's clock).
 
-    `fencing` grows by one with every offer of the assignment, so that a late holder is known as such.
+    `fencing` grows by one with every offer of the assignment: a late holder has an old one.
     """
 
     assignment: AssignmentId

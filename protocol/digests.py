@@ -1,7 +1,7 @@
 """Canonical bytes, and the digests that name specs, manifests and blobs.
 
-Two values are the same thing exactly when their canonical bytes are equal: JSON with sorted keys, no
-spaces, UTF-8, and Python's shortest round-trip form of a float.
+Two values are the same thing exactly when their canonical bytes are equal: JSON with sorted keys,
+no spaces, UTF-8, and Python's shortest round-trip form of a float.
 """
 
 import hashlib

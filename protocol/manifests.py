@@ -1,4 +1,4 @@
-"""The files of a checkpoint, with what they answer to. A manifest is itself a blob, written last."""
+"""The files of a checkpoint and what they answer to. A manifest is itself a blob, written last."""
 
 from typing import Annotated, Literal, Self
 

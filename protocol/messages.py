@@ -1,4 +1,4 @@
-"""One request and one answer for each REST route. Durations are seconds; `fencing` names a lease."""
+"""One request and one answer for each REST route. Durations are seconds; `fencing` is a lease's."""
 
 from typing import Annotated, Literal
 
@@ -55,7 +55,7 @@ class Challenge(Value):
 
 
 class RegistrationStatement(Value):
-    """What a worker's key signs to register. Never sent: both sides build it from what they know."""
+    """What a worker's key signs to register. Not sent: both sides build it from what they know."""
 
     purpose: Literal["hdee-register-v1"]
     coordinator: PeerId
@@ -71,7 +71,7 @@ class RegistrationStatement(Value):
 
 
 class RegisterRequest(Value):
-    """POST /v1/workers/register. `maddrs` empty: the worker can neither be dialled nor dial libp2p."""
+    """POST /v1/workers/register. `maddrs` empty: the worker takes part over HTTP alone."""
 
     worker: WorkerId
     nonce: Nonce
@@ -105,8 +105,8 @@ class HeartbeatAnswer(Value):
     """What a worker should know after any heartbeat.
 
     `wanted` are blobs the coordinator could not fetch and asks to be uploaded over HTTP; `durable`
-    are manifests of this worker's that the coordinator holds, files included, so that the worker may
-    delete its own copy.
+    are manifests of this worker's that the coordinator holds, files included, so that the worker
+    may delete its own copy.
     """
 
     next_heartbeat_seconds: Amount
@@ -148,7 +148,7 @@ class Offer(Value):
 
 
 class LeaseAnswer(Value):
-    """An offer, or why there is none and when to ask again. `finished`: the run needs no more work."""
+    """An offer, or why there is none and when to ask again. `finished`: no more work will come."""
 
     offer: Offer | None
     reason: Text
@@ -274,7 +274,7 @@ class DomainView(Value):
 
 
 class ExpertView(Value):
-    """One accepted checkpoint, as GET /v1/experts shows it. `folder` is relative to the run's own."""
+    """One accepted checkpoint, as GET /v1/experts shows it. `folder` is relative to the run's."""
 
     spec: Digest
     kind: Literal["seed", "expert"]
@@ -296,7 +296,7 @@ class TableRow(Value):
 
 
 class ResultTable(Value):
-    """GET /v1/results: rows domains, columns models and ensembles. `equal` names tied columns."""
+    """GET /v1/results: rows domains, columns models and ensembles."""
 
     columns: Items[Label]
     rows: Items[TableRow]

@@ -81,9 +81,10 @@ class ExpertSpec(Value):
     """Everything that determines an expert's weights on one machine. Its digest is its name.
 
     `parent` is the spec digest of the model that training starts from (None: fresh weights from
-    `train.rng_seed`). A parent may be wider: the child takes the first `shape.ffn_width` rows of its
-    FFNs, which is what a nested seed is trained for. `nested_widths` (seeds only, ascending, ending in
-    `shape.ffn_width`) are the FFN prefixes that each step draws one of; empty: the full width only.
+    `train.rng_seed`). A parent may be wider: the child takes the first `shape.ffn_width` rows of
+    its FFNs, which is what a nested seed is trained for. `nested_widths` (seeds only, ascending,
+    ending in `shape.ffn_width`) are the FFN prefixes that each step draws one of; empty: the full
+    width only.
     """
 
     kind: Literal["seed", "expert"]
@@ -110,8 +111,8 @@ class ExpertSpec(Value):
             or self.nested_widths[-1] != self.shape.ffn_width
         ):
             raise ValueError(
-                f"nested_widths {self.nested_widths}: expected ascending widths ending in ffn_width "
-                f"{self.shape.ffn_width}"
+                f"nested_widths {self.nested_widths}: expected ascending widths ending in "
+                f"ffn_width {self.shape.ffn_width}"
             )
         if self.train.sequence_length > self.shape.context_length:
             raise ValueError(
