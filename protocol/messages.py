@@ -288,11 +288,17 @@ class ExpertView(Value):
 
 
 class TableRow(Value):
-    """One domain's test perplexity and bits per byte, by column."""
+    """One domain's test perplexity and bits per byte, by column.
+
+    `best_single` names the expert in the column of that name, chosen on dev text. `tied` holds groups
+    of columns that rest on the same expert of this domain, so that none of a group wins here.
+    """
 
     domain: DomainId
     perplexity: dict[str, Number]
     bits_per_byte: dict[str, Number]
+    best_single: Text = ""
+    tied: Items[Items[Label]] = ()
 
 
 class ResultTable(Value):
