@@ -1,0 +1,213 @@
+"""A worker's place in the swarm: its registration, its peer, and the blobs it owes.
+
+Training never depends on any of it: the DHT may be down (HTTP serves), the coordinator may be away
+(calls are repeated), the token may have expired (we register again).
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from shared.http_blobs import TransferFailed, fetch_over_http, upload_over_http
+from shared.swarm.peer import FetchFailed, Peer, SwarmUnavailable
+
+from protocol.blobs import BlobRef
+from protocol.capability import Capability
+from protocol.errors import ErrorCode
+from protocol.messages import HeartbeatAnswer, RunInfo, WorkerHeartbeat
+from shared.logs import facts
+from shared.retry import backoff_seconds
+from worker.client import CoordinatorClient
+from worker.errors import CoordinatorUnreachable, Refused
+from worker.folder import WorkerFolder
+from worker.settings import JoinSettings
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+FIRST_CONTACT_TRIES = 6
+PEER_RETRY_SECONDS = 30.0
+LOST_TOKEN = frozenset({ErrorCode.UNKNOWN_TOKEN, ErrorCode.EXPIRED_TOKEN})
+
+
+class Membership:
+    """Registered at one coordinator. `start` before use, `stop` after."""
+
+    def __init__(
+        self, settings: JoinSettings, folder: WorkerFolder, capability: Capability
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.capability = capability
+        self.client = CoordinatorClient(settings.url, folder.identity)
+        self.peer: Peer | None = None
+        self.heartbeat_seconds = 10.0
+        self.durable: set[str] = set()
+        self._info: RunInfo | None = None
+        self._public: set[str] = set()
+        self._uploads: dict[str, asyncio.Task[None]] = {}
+        self._peer_task: asyncio.Task[None] | None = None
+
+    @property
+    def info(self) -> RunInfo:
+        """What the coordinator said of its run."""
+        assert self._info is not None, "start first"
+        return self._info
+
+    async def start(self) -> None:
+        """Registers and joins the DHT.
+
+        Raises CoordinatorUnreachable, Refused or NotTheSameCoordinator.
+        """
+        self._info = await self._first_contact()
+        self.folder.pin_coordinator(self.settings.url, self.info.coordinator)
+        await self._register()
+        if not self.settings.http_only:
+            await self._start_peer()
+            self._peer_task = asyncio.create_task(self._keep_peer())
+
+    async def stop(self) -> None:
+        """Leaves: stops transfers, the peer and the connections."""
+        tasks = [*self._uploads.values()]
+        if self._peer_task is not None:
+            tasks.append(self._peer_task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.peer is not None:
+            await self.peer.stop()
+        await self.client.close()
+
+    async def call(self, request: Callable[[], Awaitable[Result]]) -> Result:
+        """Makes a call, registering again if the coordinator no longer knows our token."""
+        try:
+            return await request()
+        except Refused as refusal:
+            if refusal.code not in LOST_TOKEN:
+                raise
+            log.info("registering again: %s", refusal)
+            await self._register()
+            return await request()
+
+    async def beat(self) -> HeartbeatAnswer:
+        """The heartbeat of a worker that has no assignment."""
+        maddrs = self.peer.maddrs if self.peer is not None else ()
+        beat = WorkerHeartbeat(capability=self.capability, maddrs=maddrs)
+        answer = await self.call(lambda: self.client.heartbeat(beat))
+        self.heed(answer)
+        return answer
+
+    def heed(self, answer: HeartbeatAnswer) -> None:
+        """Does what a heartbeat's answer asks for."""
+        self.heartbeat_seconds = answer.next_heartbeat_seconds
+        self.durable.update(answer.durable)
+        if answer.certificate is not None and self.peer is not None:
+            self.peer.renew_certificate(answer.certificate)
+        for ref in answer.wanted:
+            if ref.digest not in self._uploads and self.folder.blobs.has(ref.digest):
+                self._uploads[ref.digest] = asyncio.create_task(self._upload(ref))
+
+    async def fetch(self, ref: BlobRef, *, public: bool) -> str:
+        """Brings a blob into the worker's store; returns the route that it took.
+
+        `public` blobs are served on to other peers. Raises CoordinatorUnreachable if no route
+        works.
+        """
+        if public:
+            self._public.add(ref.digest)
+        if self.folder.blobs.has(ref.digest):
+            return "kept"
+        route = await self._fetch_from_peers(ref) or await self._fetch_from_coordinator(ref)
+        log.info("fetched %s", facts(digest=ref.digest, bytes=ref.size, route=route))
+        if public and self.peer is not None:
+            await self.peer.announce_blob(ref)
+        return route
+
+    def may_read(self, digest: str, peer_id: str) -> bool:
+        """Shards go to anybody, everything else to the coordinator alone."""
+        return digest in self._public or peer_id == self.info.coordinator
+
+    async def _fetch_from_peers(self, ref: BlobRef) -> str | None:
+        if self.peer is None or not self.peer.healthy:
+            return None
+        try:
+            provider = await self.peer.fetch_blob(
+                ref, self.folder.blobs, providers=[self.info.coordinator]
+            )
+        except FetchFailed as failure:
+            log.warning("no peer could send %s: %s", ref.digest[:12], failure.reason)
+            return None
+        return f"libp2p from {provider}"
+
+    async def _fetch_from_coordinator(self, ref: BlobRef) -> str:
+        url = f"{self.client.url}/v1/blobs/{ref.digest}"
+        try:
+            await fetch_over_http(
+                self.client.http, url, ref, self.folder.blobs, headers=self.client.headers
+            )
+        except TransferFailed as failure:
+            raise CoordinatorUnreachable(
+                f"blob {ref.digest[:12]}: no route works; the last said: {failure.reason}"
+            ) from failure
+        return "http"
+
+    async def _upload(self, ref: BlobRef) -> None:
+        try:
+            target = await self.call(lambda: self.client.upload_url(ref.digest))
+            await upload_over_http(self.client.http, target.url, ref, self.folder.blobs)
+            log.info("uploaded %s", facts(digest=ref.digest, bytes=ref.size, route="http"))
+        except (CoordinatorUnreachable, Refused, TransferFailed) as failure:
+            log.warning("upload of %s will be tried again: %s", ref.digest[:12], failure)
+        finally:
+            self._uploads.pop(ref.digest, None)
+
+    async def _first_contact(self) -> RunInfo:
+        for attempt in range(FIRST_CONTACT_TRIES):
+            try:
+                return await self.client.run_info()
+            except CoordinatorUnreachable as error:
+                if attempt == FIRST_CONTACT_TRIES - 1:
+                    raise
+                wait = backoff_seconds(attempt, base=0.5, cap=8.0, random=random.random())
+                log.warning("no coordinator yet, next try in %.1f s: %s", wait, error)
+                await asyncio.sleep(wait)
+        raise AssertionError("the loop returns or raises")
+
+    async def _register(self) -> None:
+        answer = await self.client.register(
+            self.info,
+            self.capability,
+            name=self.settings.name,
+            invite=self.settings.invite,
+        )
+        self.heartbeat_seconds = answer.heartbeat_seconds
+        self._certificate = answer.certificate
+        self._bootstrap = answer.bootstrap
+        if self.peer is not None:
+            self.peer.renew_certificate(answer.certificate)
+
+    async def _start_peer(self) -> None:
+        try:
+            self.peer = await Peer.start(
+                identity=self.folder.identity,
+                certificate=self._certificate,
+                coordinator=self.info.coordinator,
+                run=self.info.run,
+                listen=self.settings.listen,
+                bootstrap=self._bootstrap,
+                store=self.folder.blobs,
+                may_read=self.may_read,
+            )
+        except SwarmUnavailable as error:
+            log.warning("taking part over HTTP alone for now, the DHT is out of reach: %s", error)
+            return
+        log.info("joined the DHT %s", facts(peer=self.peer.peer_id, at=self.peer.maddrs))
+
+    async def _keep_peer(self) -> None:
+        while True:
+            await asyncio.sleep(PEER_RETRY_SECONDS)
+            if self.peer is None:
+                await self._start_peer()

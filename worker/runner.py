@@ -1,0 +1,98 @@
+"""Starts, watches and stops the trainer process. The trainer's own side is `worker.trainer`."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from worker.trainer.assignment import TrainerAssignment
+
+STOP_SECONDS = 60.0
+"""A step, a checkpoint and the exit fit in this; a trainer that takes longer is killed."""
+
+MAX_LINE_BYTES = 1024 * 1024
+
+Event = dict[str, Any]
+"""One line of the trainer's output: `event` says which kind it is."""
+
+
+class TrainerProcess:
+    """A trainer child for one assignment. Use `async with`; leaving it ends the process."""
+
+    def __init__(self, assignment: TrainerAssignment, *, log: Path) -> None:
+        self._assignment = assignment
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> "TrainerProcess":
+        folder = Path(self._assignment.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "assignment.json"
+        path.write_text(self._assignment.model_dump_json())
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "worker.trainer",
+                str(path),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                limit=MAX_LINE_BYTES,
+                # Ctrl-C reaches the whole terminal group; the agent alone decides what it means.
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": str(self._assignment.num_threads)},
+            )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._running().pid
+
+    async def events(self) -> AsyncIterator[Event]:
+        """The trainer's lines as they come; ends when the process does.
+
+        A trainer that ends without saying so (killed, crashed) yields a last `failed` event.
+        """
+        process = self._running()
+        assert process.stdout is not None
+        last = ""
+        async for line in process.stdout:
+            event = json.loads(line)
+            last = event["event"]
+            yield event
+        code = await process.wait()
+        if last not in ("finished", "stopped", "failed"):
+            yield {
+                "event": "failed",
+                "code": "trainer_failed",
+                "message": f"the trainer ended with exit code {code}; see {self._log}",
+            }
+
+    def ask_to_stop(self) -> None:
+        """Finish the step, write a checkpoint, exit."""
+        with contextlib.suppress(ProcessLookupError):
+            self._running().send_signal(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """Ends the process, at once, and reaps it."""
+        process = self._running()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+    def _running(self) -> asyncio.subprocess.Process:
+        assert self._process is not None, "enter the context first"
+        return self._process
