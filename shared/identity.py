@@ -1,8 +1,8 @@
 """The Ed25519 key that a worker or a coordinator is known by, and what it signs.
 
-The file is libp2p's protobuf form of a private key, so that the libp2p daemon reads the same file:
-`08 01` (type Ed25519) `12 40` (64 bytes follow), the 32-byte seed, the 32-byte public key. A peer id
-is the base58 of the identity multihash of the public key. Neither needs libp2p, and nothing here
+The file is libp2p's protobuf form of a private key, so that its daemon reads the same file:
+`08 01` (type Ed25519) `12 40` (64 bytes follow), the 32-byte seed, the 32-byte public key. A peer
+id is the base58 of the identity multihash of the public key. Neither needs libp2p, and nothing here
 imports it: the api process verifies signatures too.
 """
 
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocol.certificates import Certificate, SignedCertificate
+from shared.files import sync_folder
 
 _KEY_PREFIX = bytes.fromhex("08011240")
 _PEER_ID_PREFIX = bytes.fromhex("002408011220")
@@ -63,7 +64,7 @@ class Identity:
             raise IdentityError(f"key file {path}: cannot be written: {error}") from error
         finally:
             draft.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return cls(path, seed)
 
     @classmethod
@@ -170,11 +171,3 @@ def _write_private(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
