@@ -1,0 +1,49 @@
+"""Answers to requests that may be repeated, by worker and request id."""
+
+from sqlalchemy import Connection, delete, select
+
+from coordinator.ledger.tables import requests
+from coordinator.lifecycle import Refused
+from protocol.errors import ErrorCode
+
+KEEP_SECONDS = 3600.0
+"""How long an answer is remembered."""
+
+
+def find_answer(
+    connection: Connection, worker: str, request_id: str, body_digest: str
+) -> str | Refused | None:
+    """The JSON of the answer given before. Refused if the id was used for another body."""
+    key = (requests.c.worker == worker) & (requests.c.request_id == request_id)
+    row = connection.execute(select(requests).where(key)).one_or_none()
+    if row is None:
+        return None
+    if row.body_digest != body_digest:
+        return Refused(
+            ErrorCode.REQUEST_REUSED,
+            f"request_id {request_id}: was used for another body, expected a new id",
+        )
+    return str(row.answer)
+
+
+def keep_answer(
+    connection: Connection,
+    worker: str,
+    request_id: str,
+    *,
+    body_digest: str,
+    answer: str,
+    now: float,
+) -> None:
+    """Remember an answer; forget this worker's old ones."""
+    old = (requests.c.worker == worker) & (requests.c.at <= now - KEEP_SECONDS)
+    connection.execute(delete(requests).where(old))
+    connection.execute(
+        requests.insert().values(
+            worker=worker,
+            request_id=request_id,
+            body_digest=body_digest,
+            answer=answer,
+            at=now,
+        )
+    )

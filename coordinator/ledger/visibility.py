@@ -1,0 +1,58 @@
+"""Who may read or upload a blob. Denied unless a rule here allows it."""
+
+from sqlalchemy import Connection, select
+
+from coordinator.ledger.tables import (
+    LIVE_ATTEMPTS,
+    attempts,
+    checkpoint_blobs,
+    checkpoints,
+    shards,
+    wanted,
+    workers,
+)
+from protocol.blobs import BlobRef
+
+PUBLIC_SPLITS = ("train", "dev")
+
+
+def may_read(connection: Connection, digest: str, peer: str) -> bool:
+    """Whether `peer` may read a blob.
+
+    Train and dev shards and accepted experts: anyone who is not banned. A durable training
+    checkpoint: the holder of its assignment's lease. Gate and test shards, and all else: nobody.
+    """
+    banned = select(workers.c.worker).where(workers.c.worker == peer, workers.c.banned != 0)
+    if connection.execute(banned).first() is not None:
+        return False
+    splits = set(
+        connection.execute(select(shards.c.split).where(shards.c.digest == digest)).scalars()
+    )
+    if splits:
+        return splits <= set(PUBLIC_SPLITS)
+    named = (
+        select(checkpoints.c.assignment)
+        .join(checkpoint_blobs, checkpoint_blobs.c.checkpoint_id == checkpoints.c.checkpoint_id)
+        .where(checkpoint_blobs.c.digest == digest)
+    )
+    accepted = named.where(checkpoints.c.state == "accepted")
+    if connection.execute(accepted).first() is not None:
+        return True
+    handed_over = named.join(attempts, attempts.c.assignment == checkpoints.c.assignment).where(
+        checkpoints.c.kind == "training",
+        checkpoints.c.state == "durable",
+        attempts.c.worker == peer,
+        attempts.c.state.in_(LIVE_ATTEMPTS),
+    )
+    return connection.execute(handed_over).first() is not None
+
+
+def may_upload(connection: Connection, digest: str, *, worker: str | None = None) -> BlobRef | None:
+    """The blob with this digest if it is wanted now, from `worker` where one is given."""
+    query = select(wanted.c.digest, wanted.c.size).where(wanted.c.digest == digest)
+    if worker is not None:
+        query = query.join(
+            checkpoints, checkpoints.c.checkpoint_id == wanted.c.checkpoint_id
+        ).where(checkpoints.c.worker == worker)
+    row = connection.execute(query.limit(1)).one_or_none()
+    return None if row is None else BlobRef(digest=row.digest, size=row.size)

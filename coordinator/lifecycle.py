@@ -1,0 +1,240 @@
+"""What happens to an assignment: each event to the next assignment or a refusal.
+
+Pure: `now` is an argument. Every change of state goes through `protocol.assignments.TRANSITIONS`.
+Who gets an assignment is decided in `coordinator.scheduler`, whether a submission is good in
+`coordinator.verification`.
+"""
+
+from dataclasses import dataclass, replace
+
+from protocol.assignments import LIVE, TRANSITIONS, AssignmentEvent, AssignmentState
+from protocol.errors import ErrorCode
+
+OFFER_INTERVALS = 2
+"""Heartbeat intervals that an offer waits to be acknowledged."""
+
+LEASE_INTERVALS = 3
+"""Heartbeat intervals that a lease lasts without being renewed."""
+
+SUBMISSION_INTERVALS = 30
+"""Heartbeat intervals that a submission which is not collected yet outlives its silent worker."""
+
+FIRST_BACKOFF_SECONDS = 0.5
+MAX_BACKOFF_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Where one piece of work stands.
+
+    `fencing` is that of the newest offer (0 before the first). `worker` holds the lease or made the
+    submission. `expires_at` is absolute, in seconds on the coordinator's clock; None when nothing
+    runs out. Nobody is offered the assignment before `not_before`, and `excluded` workers never.
+    """
+
+    assignment: str
+    state: AssignmentState = AssignmentState.OPEN
+    fencing: int = 0
+    worker: str | None = None
+    expires_at: float | None = None
+    not_before: float = 0.0
+    num_returns: int = 0
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why an event does not apply: a code for programs, words for people."""
+
+    code: ErrorCode
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who acts on a lease: the worker, and the fencing number that its offer named."""
+
+    worker: str
+    fencing: int
+
+
+def backoff_seconds(num_returns: int) -> float:
+    """Pause before the next offer of an assignment that came back `num_returns` times (from 1)."""
+    doublings = min(num_returns - 1, 16)
+    return min(FIRST_BACKOFF_SECONDS * 2.0**doublings, MAX_BACKOFF_SECONDS)
+
+
+def offer(
+    assignment: Assignment, *, worker: str, now: float, heartbeat_seconds: float
+) -> Assignment | Refused:
+    """Offer an open assignment to `worker`; the fencing number grows by one."""
+    state = _next_state(assignment, AssignmentEvent.OFFER)
+    if isinstance(state, Refused):
+        return state
+    if now < assignment.not_before:
+        wait = assignment.not_before - now
+        return Refused(
+            ErrorCode.WRONG_STATE, f"{assignment.assignment} is offered again in {wait:.1f} s"
+        )
+    if worker in assignment.excluded:
+        return Refused(
+            ErrorCode.FORBIDDEN,
+            f"{assignment.assignment}: a submission of {worker} was not accepted before",
+        )
+    return replace(
+        assignment,
+        state=state,
+        fencing=assignment.fencing + 1,
+        worker=worker,
+        expires_at=now + OFFER_INTERVALS * heartbeat_seconds,
+    )
+
+
+def acknowledge(
+    assignment: Assignment, holder: Holder, *, now: float, heartbeat_seconds: float
+) -> Assignment | Refused:
+    """The worker starts. Acknowledging a lease that runs already changes nothing."""
+    lost = _lost(assignment, holder, now)
+    if lost is not None:
+        return lost
+    if assignment.state is AssignmentState.RUNNING:
+        return assignment
+    return _go(assignment, AssignmentEvent.ACKNOWLEDGE, now + LEASE_INTERVALS * heartbeat_seconds)
+
+
+def renew(
+    assignment: Assignment, holder: Holder, *, now: float, heartbeat_seconds: float
+) -> Assignment | Refused:
+    """A heartbeat prolongs a running lease. One that comes too late does not revive it."""
+    lost = _lost(assignment, holder, now)
+    if lost is not None:
+        return lost
+    return _go(assignment, AssignmentEvent.RENEW, now + LEASE_INTERVALS * heartbeat_seconds)
+
+
+def submit(
+    assignment: Assignment, holder: Holder, *, now: float, heartbeat_seconds: float
+) -> Assignment | Refused:
+    """The worker names its finished expert. With an old fencing number: a spare, LEASE_LOST."""
+    lost = _lost(assignment, holder, now)
+    if lost is not None:
+        return lost
+    return _go(assignment, AssignmentEvent.SUBMIT, now + SUBMISSION_INTERVALS * heartbeat_seconds)
+
+
+def keep_submission(
+    assignment: Assignment, *, worker: str, now: float, heartbeat_seconds: float
+) -> Assignment:
+    """A sign of life of its worker prolongs the wait for a submission that is not collected yet."""
+    waits = assignment.state is AssignmentState.SUBMITTED and assignment.expires_at is not None
+    if not waits or assignment.worker != worker:
+        return assignment
+    return replace(assignment, expires_at=now + SUBMISSION_INTERVALS * heartbeat_seconds)
+
+
+def collected(assignment: Assignment, *, fencing: int) -> Assignment | Refused:
+    """The coordinator holds the submitted files: the submission no longer runs out."""
+    wrong = _not_submitted(assignment, fencing)
+    return wrong if wrong is not None else replace(assignment, expires_at=None)
+
+
+def accept(assignment: Assignment, *, fencing: int) -> Assignment | Refused:
+    """The submission under `fencing` is canonical from now on."""
+    wrong = _not_submitted(assignment, fencing)
+    return wrong if wrong is not None else _go(assignment, AssignmentEvent.ACCEPT, None)
+
+
+def reject(assignment: Assignment, *, fencing: int, now: float) -> Assignment | Refused:
+    """Open again, and never for this worker: the same machine would give the same bits."""
+    wrong = _not_submitted(assignment, fencing)
+    if wrong is not None:
+        return wrong
+    excluded = assignment.excluded | ({assignment.worker} if assignment.worker else set())
+    without = replace(assignment, excluded=frozenset(excluded))
+    return _reopen(without, AssignmentEvent.REJECT, now)
+
+
+def release(assignment: Assignment, holder: Holder, *, now: float) -> Assignment | Refused:
+    """The worker gives its lease back."""
+    lost = _lost(assignment, holder, now)
+    if lost is not None:
+        return lost
+    return _reopen(assignment, AssignmentEvent.RELEASE, now)
+
+
+def expired(assignment: Assignment, now: float) -> bool:
+    """Whether a lease, an offer or a wait for a submission has run out."""
+    return assignment.expires_at is not None and assignment.expires_at <= now
+
+
+def expire(assignment: Assignment, *, now: float) -> Assignment | Refused:
+    """Open again after its time ran out; refused while there is time left."""
+    if not expired(assignment, now):
+        return Refused(ErrorCode.WRONG_STATE, f"{assignment.assignment} has not run out")
+    return _reopen(assignment, AssignmentEvent.EXPIRE, now)
+
+
+def extend(assignment: Assignment, seconds: float) -> Assignment:
+    """Shift the expiry: time in which the coordinator did not listen counts against nobody."""
+    if assignment.expires_at is None:
+        return assignment
+    return replace(assignment, expires_at=assignment.expires_at + seconds)
+
+
+def _next_state(assignment: Assignment, event: AssignmentEvent) -> AssignmentState | Refused:
+    state = TRANSITIONS.get((assignment.state, event))
+    if state is None:
+        return Refused(
+            ErrorCode.WRONG_STATE,
+            f"{assignment.assignment} is {assignment.state}: cannot {event}",
+        )
+    return state
+
+
+def _go(
+    assignment: Assignment, event: AssignmentEvent, expires_at: float | None
+) -> Assignment | Refused:
+    state = _next_state(assignment, event)
+    if isinstance(state, Refused):
+        return state
+    return replace(assignment, state=state, expires_at=expires_at)
+
+
+def _reopen(assignment: Assignment, event: AssignmentEvent, now: float) -> Assignment | Refused:
+    state = _next_state(assignment, event)
+    if isinstance(state, Refused):
+        return state
+    num_returns = assignment.num_returns + 1
+    return replace(
+        assignment,
+        state=state,
+        worker=None,
+        expires_at=None,
+        num_returns=num_returns,
+        not_before=now + backoff_seconds(num_returns),
+    )
+
+
+def _lost(assignment: Assignment, holder: Holder, now: float) -> Refused | None:
+    same = assignment.worker == holder.worker and assignment.fencing == holder.fencing
+    if same and assignment.state not in LIVE:
+        return Refused(
+            ErrorCode.WRONG_STATE, f"{assignment.assignment} is {assignment.state} already"
+        )
+    if not same or expired(assignment, now):
+        return Refused(
+            ErrorCode.LEASE_LOST,
+            f"{assignment.assignment}: lease {holder.fencing} has ended, "
+            f"the newest is {assignment.fencing}; ask for work again",
+        )
+    return None
+
+
+def _not_submitted(assignment: Assignment, fencing: int) -> Refused | None:
+    if assignment.state is not AssignmentState.SUBMITTED or assignment.fencing != fencing:
+        return Refused(
+            ErrorCode.WRONG_STATE,
+            f"{assignment.assignment} is {assignment.state} under fencing {assignment.fencing}: "
+            f"expected submitted under {fencing}",
+        )
+    return None
