@@ -1,0 +1,199 @@
+"""`hdee-coordinator`: the command line of the operator.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 the coordinator cannot be reached, 4 it refused.
+"""
+
+import asyncio
+import importlib
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import httpx
+import typer
+from pydantic import ValidationError
+
+from coordinator.folders import RunFolders
+from coordinator.init import InitError, init_folder
+from coordinator.ledger.errors import LedgerError
+from coordinator.prepared import PrepareError
+from coordinator.results import render_table
+from coordinator.roles import RoleContext
+from coordinator.runfile import RunFile, RunFileError, load_run_file
+from coordinator.serving import ServeError, check_addresses, check_keys
+from coordinator.sources import SourceError
+from coordinator.status import render_status
+from coordinator.supervisor import RoleKeepsDying, Supervisor
+from protocol import PROTOCOL_VERSION
+from protocol.messages import ResultTable, StatusView
+from shared import logs
+from shared.identity import IdentityError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run a swarm: a run file and volunteers' computers become a scored ensemble of experts.",
+)
+
+Format = Annotated[Literal["text", "json"], typer.Option("--format", help="text or json")]
+RunPath = Annotated[Path, typer.Argument(help="The run file, such as run.toml")]
+SOFTWARE_VERSION = "0.1.0"
+
+EXPECTED = (
+    RunFileError,
+    PrepareError,
+    SourceError,
+    InitError,
+    ServeError,
+    LedgerError,
+    IdentityError,
+    RoleKeepsDying,
+)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The run's folder; made if it is missing")],
+) -> None:
+    """Write a commented run.toml and the run's keys, and say what to do next."""
+    for path in init_folder(folder):
+        print(f"wrote {path}")
+    print(f"next: read {folder / 'run.toml'}, then hdee-coordinator serve {folder / 'run.toml'}")
+
+
+@app.command()
+def check(run_file: RunPath, format: Format = "text") -> None:
+    """Check a run file and its keys without starting anything."""
+    run, folders = _load(run_file)
+    check_keys(folders)
+    facts = {
+        "run": run.run.name,
+        "folder": str(folders.root),
+        "domains": sorted(run.domains),
+        "schemes": list(run.plan.schemes),
+        "prepared": folders.prepared.exists(),
+    }
+    if format == "json":
+        print(json.dumps(facts))
+    else:
+        print(f"{run_file} is right: run {run.run.name}, domains {', '.join(sorted(run.domains))}")
+
+
+@app.command()
+def serve(
+    run_file: RunPath,
+    role: Annotated[
+        Literal["prepare", "api", "network", "scorer"] | None,
+        typer.Option(help="Run one role alone instead of supervising all of them"),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Allow plain http beyond this machine (a private network)")
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="TLS certificate, PEM")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="TLS key, PEM")] = None,
+    supervised: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Prepare the text, then serve the run until Ctrl-C. A restart goes on where it stopped."""
+    run, folders = _load(run_file)
+    check_keys(folders)
+    check_addresses(run.listen, insecure=insecure, tls_cert=tls_cert, tls_key=tls_key)
+    folders.create()
+    if role is not None:
+        logs.configure(path=folders.logs / f"{role}.log")
+        context = RoleContext(
+            run=run, folders=folders, supervised=supervised, tls_cert=tls_cert, tls_key=tls_key
+        )
+        importlib.import_module(f"coordinator.roles.{role}").run(context)
+        return
+    logs.configure(path=folders.logs / "supervisor.log")
+    arguments = ["--insecure"] if insecure else []
+    for flag, path in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+        arguments += [flag, str(path)] if path else []
+    raise typer.Exit(asyncio.run(_supervise(run_file, run, folders, tuple(arguments))))
+
+
+@app.command()
+def status(
+    url: Annotated[str, typer.Argument(help="The coordinator, such as http://127.0.0.1:8700")],
+    format: Format = "text",
+) -> None:
+    """Show where a run stands. Needs no token."""
+    view = _get(url, "/v1/status", StatusView)
+    print(view.model_dump_json(indent=2) if format == "json" else render_status(view))
+
+
+@app.command()
+def score(run_file: RunPath, format: Format = "text") -> None:
+    """Print the table of a finished run: perplexity and bits per byte by domain and column."""
+    _, folders = _load(run_file)
+    path = folders.state / "results.json"
+    if not path.exists():
+        print(f"hdee-coordinator: {path} is missing: the run is not finished", file=sys.stderr)
+        raise typer.Exit(1)
+    results = json.loads(path.read_text())
+    if format == "json":
+        print(json.dumps(results, indent=2))
+    else:
+        print(render_table(ResultTable.model_validate(results["table"])))
+
+
+@app.command()
+def version(format: Format = "text") -> None:
+    """Print the version of the software and of the protocol it speaks."""
+    if format == "json":
+        print(json.dumps({"software": SOFTWARE_VERSION, "protocol": PROTOCOL_VERSION}))
+    else:
+        print(f"hdee-coordinator {SOFTWARE_VERSION}, protocol {PROTOCOL_VERSION}")
+
+
+def _load(run_file: Path) -> tuple[RunFile, RunFolders]:
+    run = load_run_file(run_file)
+    return run, RunFolders(run.folder)
+
+
+def _get(url: str, path: str, kind: type[StatusView]) -> StatusView:
+    try:
+        response = httpx.get(url.rstrip("/") + path, timeout=10.0)
+        response.raise_for_status()
+        return kind.model_validate_json(response.content)
+    except (httpx.HTTPError, ValidationError) as error:
+        print(f"hdee-coordinator: {url} gives no status: {error}", file=sys.stderr)
+        raise typer.Exit(3) from error
+
+
+async def _supervise(
+    run_file: Path, run: RunFile, folders: RunFolders, arguments: tuple[str, ...]
+) -> int:
+    supervisor = Supervisor(run_file, folders, arguments=arguments, say=_say)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, supervisor.stop)
+    code = await supervisor.prepare()
+    if code:
+        return code
+    listen = run.listen
+    _say(f"serving run {run.run.name} at {listen.api_host}:{listen.api_port}")
+    await supervisor.run()
+    return 0
+
+
+def _say(text: str) -> None:
+    logging.getLogger(__name__).info("%s", text)
+    print(text, flush=True)
+
+
+def main() -> None:
+    """Entry point of the `hdee-coordinator` script."""
+    try:
+        app()
+    except EXPECTED as error:
+        print(f"hdee-coordinator: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, RunFileError) else 1)
+
+
+if __name__ == "__main__":
+    main()

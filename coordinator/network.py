@@ -1,0 +1,180 @@
+"""The network role: the DHT's bootstrap peer, the collector, and blobs over libp2p and HTTP."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import uvicorn
+from shared.swarm.peer import Peer, SwarmUnavailable
+
+from coordinator.blob_app import create_blob_app
+from coordinator.collector import Collector
+from coordinator.folders import RunFolders
+from coordinator.ledger import Ledger, queries
+from coordinator.prepared import Prepared
+from coordinator.runfile import RunFile
+from coordinator.urls import URL_SECRET_PURPOSE
+from protocol.blobs import BlobRef
+from protocol.certificates import SignedCertificate
+from shared.blobstore import BlobStore
+from shared.clock import now
+from shared.identity import Identity, sign_certificate
+from shared.logs import facts
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25
+CERTIFICATE_SECONDS = 3600
+PEER_RETRY_SECONDS = 5.0
+
+
+class NetworkRole:
+    """Everything that carries bytes. Holds no state that the ledger and the store do not."""
+
+    def __init__(
+        self, run: RunFile, folders: RunFolders, prepared: Prepared, ledger: Ledger
+    ) -> None:
+        self.run = run
+        self.prepared = prepared
+        self.ledger = ledger
+        self.identity = Identity.load(folders.coordinator_key)
+        self.store = BlobStore(folders.blobs)
+        self.peer: Peer | None = None
+        self.collector = Collector(ledger=ledger, store=self.store, peer=lambda: self.peer, now=now)
+        self._announced: set[str] = set()
+        self._certificate_until = 0.0
+        self._scheme = "http"
+
+    async def serve(
+        self, stop: asyncio.Event, *, tls_cert: Path | None = None, tls_key: Path | None = None
+    ) -> None:
+        """Runs until `stop` is set; with a certificate the blobs' HTTP side speaks TLS."""
+        server = self._http_server(tls_cert, tls_key)
+        self._scheme = "https" if tls_cert else "http"
+        tasks = [
+            asyncio.create_task(server.serve()),
+            asyncio.create_task(self._keep_peer(stop)),
+            asyncio.create_task(self._collect(stop)),
+        ]
+        waiting = asyncio.create_task(stop.wait())
+        await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        stop.set()
+        await self.collector.stop()
+        outcomes = await asyncio.gather(*tasks, waiting, return_exceptions=True)
+        if self.peer is not None:
+            await self.peer.stop()
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def _http_server(self, tls_cert: Path | None, tls_key: Path | None) -> uvicorn.Server:
+        app = create_blob_app(
+            store=self.store,
+            secret=self.identity.derive_secret(URL_SECRET_PURPOSE),
+            may_read=self._may_read,
+            may_upload=self._may_upload,
+            on_complete=lambda ref: log.info("uploaded %s", facts(digest=ref.digest, route="http")),
+            now=now,
+        )
+        listen = self.run.listen
+        config = uvicorn.Config(
+            app,
+            host=listen.api_host,
+            port=listen.network_port,
+            log_level="warning",
+            ssl_certfile=tls_cert,
+            ssl_keyfile=tls_key,
+        )
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        return server
+
+    async def _keep_peer(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            if self.peer is None:
+                await self._start_peer()
+            if now() > self._certificate_until - CERTIFICATE_SECONDS / 2 and self.peer is not None:
+                self.peer.renew_certificate(self._sign_own_certificate())
+            await self._announce(self._public_blobs())
+            await _pause(stop, PEER_RETRY_SECONDS)
+
+    async def _start_peer(self) -> None:
+        listen = self.run.listen
+        address = f"/ip4/{listen.api_host}/tcp/{listen.libp2p_port}"
+        announce = (
+            (f"/dns4/{listen.public_host}/tcp/{listen.libp2p_port}",) if listen.public_host else ()
+        )
+        try:
+            self.peer = await Peer.start(
+                identity=self.identity,
+                certificate=self._sign_own_certificate(),
+                coordinator=self.identity.peer_id,
+                run=self.run.run.name,
+                listen=[address],
+                announce=announce,
+                bootstrap=(),
+                store=self.store,
+                may_read=self._may_read,
+            )
+        except SwarmUnavailable as error:
+            log.warning("no DHT for now, workers are served over HTTP: %s", error)
+            maddrs: tuple[str, ...] = ()
+        else:
+            maddrs = self.peer.maddrs
+            log.info("serving the DHT %s", facts(at=maddrs))
+        host = listen.public_host or listen.api_host
+        with self.ledger.begin() as connection:
+            queries.set_network(
+                connection,
+                maddrs=maddrs,
+                blob_url=f"{self._scheme}://{host}:{listen.network_port}",
+                now=now(),
+            )
+
+    def _sign_own_certificate(self) -> SignedCertificate:
+        self._certificate_until = now() + CERTIFICATE_SECONDS
+        return sign_certificate(
+            self.identity,
+            peer=self.identity.peer_id,
+            run=self.run.run.name,
+            expires_at=int(self._certificate_until),
+        )
+
+    def _public_blobs(self) -> list[BlobRef]:
+        shards = [shard.blob for shard in self.prepared.shards if shard.split in ("train", "dev")]
+        with self.ledger.read() as connection:
+            accepted = queries.accepted(connection).values()
+        experts = [file.blob for row in accepted for file in row.manifest.files]
+        return [self.prepared.tokenizer, *shards, *experts]
+
+    async def _announce(self, refs: Iterable[BlobRef]) -> None:
+        for ref in refs:
+            if self.peer is None or not self.peer.healthy:
+                return
+            if ref.digest not in self._announced and self.store.has(ref.digest):
+                await self.peer.announce_blob(ref)
+                self._announced.add(ref.digest)
+
+    async def _collect(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self.collector.collect()
+            with self.ledger.begin() as connection:
+                queries.beat_role(connection, "network", now())
+            await _pause(stop, POLL_SECONDS)
+
+    def _may_read(self, digest: str, peer: str) -> bool:
+        with self.ledger.read() as connection:
+            return queries.may_read(connection, digest, peer)
+
+    def _may_upload(self, digest: str) -> BlobRef | None:
+        with self.ledger.read() as connection:
+            return queries.may_upload(connection, digest)
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,34 @@
+"""The network role's process: an event loop around `coordinator.network`."""
+
+import asyncio
+import signal
+
+from coordinator.ledger import Ledger
+from coordinator.network import NetworkRole
+from coordinator.prepared import PrepareError, read_prepared
+from coordinator.roles import RoleContext
+from shared.orphan import watch_parent
+
+
+def run(context: RoleContext) -> None:
+    """Serves until it is asked to end."""
+    folders = context.folders
+    prepared = read_prepared(folders.prepared)
+    if prepared is None:
+        raise PrepareError(f"{folders.prepared} is missing: prepare the text first")
+    ledger = Ledger(folders.ledger_url)
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        if context.supervised:
+            watch_parent(lambda: loop.call_soon_threadsafe(stop.set))
+        role = NetworkRole(context.run, folders, prepared.prepared, ledger)
+        await role.serve(stop, tls_cert=context.tls_cert, tls_key=context.tls_key)
+
+    try:
+        asyncio.run(serve())
+    finally:
+        ledger.close()

@@ -1,0 +1,45 @@
+"""What must be right before a coordinator listens: its keys, its addresses, its certificate."""
+
+import ipaddress
+from pathlib import Path
+
+from coordinator.folders import RunFolders
+from coordinator.sections import Listen
+
+
+class ServeError(ValueError):
+    """The coordinator may not start like this; the message says what to change."""
+
+
+def check_keys(folders: RunFolders) -> None:
+    """The keys that `init` makes are there. Raises ServeError."""
+    missing = [
+        path
+        for path in (folders.coordinator_key, folders.split_key, folders.admin_token)
+        if not path.exists()
+    ]
+    if missing:
+        raise ServeError(
+            f"missing: {', '.join(map(str, missing))}; `hdee-coordinator init FOLDER` makes them"
+        )
+
+
+def check_addresses(
+    listen: Listen, *, insecure: bool, tls_cert: Path | None, tls_key: Path | None
+) -> None:
+    """Tokens cross no network in the clear, unless the operator says so. Raises ServeError."""
+    if (tls_cert is None) != (tls_key is None):
+        raise ServeError(f"--tls-cert {tls_cert}, --tls-key {tls_key}: expected both or neither")
+    for path in (tls_cert, tls_key):
+        if path is not None and not path.is_file():
+            raise ServeError(f"{path}: expected a PEM file, there is none")
+    try:
+        address = ipaddress.ip_address(listen.api_host)
+    except ValueError as error:
+        raise ServeError(f"listen.api_host {listen.api_host!r}: expected an IP address") from error
+    if not address.is_loopback and tls_cert is None and not insecure:
+        raise ServeError(
+            f"listen.api_host {listen.api_host}: plain http would show tokens to everybody on the "
+            "way; give --tls-cert and --tls-key, put a TLS proxy in front of a loopback address, "
+            "or say --insecure on a private network"
+        )
