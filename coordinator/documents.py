@@ -1,0 +1,211 @@
+"""Files to documents: what one document is, which are kept, and which split each belongs to."""
+
+import hashlib
+import hmac
+import html
+import json
+import re
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field
+
+from coordinator.prepared import PrepareError
+from protocol.blobs import Split
+
+TEST_FRACTION, GATE_FRACTION, DEV_FRACTION = 0.08, 0.06, 0.06
+
+_BLOCK_END = re.compile(r"<(?:br|/p|/li|/div|/tr|/h[1-6])\b[^<>]*>", re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+
+
+class DocumentError(PrepareError):
+    """A file does not have the form that its document rule expects."""
+
+
+def documents_of(rule: str, data: bytes) -> Iterator[str]:
+    """The documents in a file's UTF-8 `data` by `rule` (see `coordinator.sections.Source`).
+
+    Line ends become newlines; documents lose blank lines around them, and blank ones are left out.
+    Raises UnicodeDecodeError for other encodings and DocumentError for what is not JSON.
+    """
+    text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    kind, _, argument = rule.partition(":")
+    for document in _RULES[kind](text, argument):
+        kept = document.strip("\n").rstrip()
+        if kept and not kept.isspace():
+            yield kept
+
+
+def _whole(text: str, _argument: str) -> Iterator[str]:
+    yield text
+
+
+def _split(text: str, argument: str) -> Iterator[str]:
+    starts = [match.start() for match in re.finditer(argument, text)]
+    for start, end in zip([0, *starts], [*starts, len(text)], strict=True):
+        yield text[start:end]
+
+
+def _paragraphs(text: str, argument: str) -> Iterator[str]:
+    limit = int(argument)
+    packed = ""
+    for paragraph in _BLANK_LINES.split(text):
+        joined = f"{packed}\n\n{paragraph}" if packed else paragraph
+        if packed and len(joined) > limit:
+            yield packed
+            joined = paragraph
+        packed = joined
+    yield packed
+
+
+def _json_pointer(text: str, argument: str) -> Iterator[str]:
+    names = [part.replace("~1", "/").replace("~0", "~") for part in argument[1:].split("/")]
+    found = [_parse_json(text)]
+    for name in names:
+        found = [child for node in found for child in _children(node, name)]
+    return (node for node in found if isinstance(node, str))
+
+
+def _children(node: object, name: str) -> list[object]:
+    if isinstance(node, dict):
+        if name == "*":
+            return list(node.values())
+        return [node[name]] if name in node else []
+    if isinstance(node, list):
+        if name == "*":
+            return node
+        return [node[int(name)]] if name.isdecimal() and int(name) < len(node) else []
+    return []
+
+
+def _json_text(text: str, argument: str) -> Iterator[str]:
+    yield "\n".join(_without_markup(leaf) for leaf in _leaves(_parse_json(text), argument))
+
+
+def _leaves(node: object, key: str) -> Iterator[str]:
+    pending: list[tuple[object, bool]] = [(node, False)]
+    while pending:
+        item, wanted = pending.pop()
+        if isinstance(item, dict):
+            pending += [(value, name == key) for name, value in reversed(item.items())]
+        elif isinstance(item, list):
+            pending += [(value, wanted) for value in reversed(item)]
+        elif wanted and isinstance(item, str):
+            yield item
+
+
+def _without_markup(text: str) -> str:
+    plain = html.unescape(_TAG.sub("", _BLOCK_END.sub("\n", text)))
+    return "\n".join(" ".join(line.split()) for line in plain.split("\n") if line.strip())
+
+
+def _parse_json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DocumentError(f"not JSON: {error}") from error
+
+
+_RULES: dict[str, Callable[[str, str], Iterator[str]]] = {
+    "file": _whole,
+    "split": _split,
+    "json": _json_pointer,
+    "json-text": _json_text,
+    "paragraphs": _paragraphs,
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, its length in UTF-8 bytes, and the SHA-256 of those bytes. Ordered by digest."""
+
+    digest: bytes
+    text: str = field(compare=False)
+    num_bytes: int = field(compare=False)
+
+    def __lt__(self, other: "Document") -> bool:
+        return self.digest < other.digest
+
+
+class Collection:
+    """Keeps the documents of one text: distinct, within limits, in digest order up to `max_bytes`.
+
+    What is kept depends on the documents alone, not on the order in which they come, and no more
+    than `max_bytes` and one document are held at a time. `seen` are digests that other texts of the
+    run have claimed.
+    """
+
+    def __init__(
+        self, *, min_chars: int, max_chars: int, max_bytes: int, seen: Set[bytes] = frozenset()
+    ) -> None:
+        self._limits = (min_chars, max_chars)
+        self._max_bytes = max_bytes
+        self._seen = seen
+        self._ceiling = b"\xff" * 33
+        self._kept: list[Document] = []
+        self._digests: set[bytes] = set()
+        self.num_bytes = 0
+        self.left_out = {"too short": 0, "too long": 0, "duplicate": 0, "over max_bytes": 0}
+
+    @property
+    def documents(self) -> list[Document]:
+        """What is kept so far, in digest order."""
+        return self._kept
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Consider `texts`. Raises UnicodeEncodeError for a text with lone surrogates."""
+        for text in texts:
+            reason = self._consider(text)
+            if reason:
+                self.left_out[reason] += 1
+
+    def _consider(self, text: str) -> str | None:
+        if len(text) < self._limits[0]:
+            return "too short"
+        if len(text) > self._limits[1]:
+            return "too long"
+        data = text.encode("utf-8")
+        digest = hashlib.sha256(data).digest()
+        if digest in self._digests or digest in self._seen:
+            return "duplicate"
+        if digest >= self._ceiling:
+            return "over max_bytes"
+        insort(self._kept, Document(digest=digest, text=text, num_bytes=len(data)))
+        self._digests.add(digest)
+        self.num_bytes += len(data)
+        while self.num_bytes > self._max_bytes:
+            dropped = self._kept.pop()
+            self._digests.remove(dropped.digest)
+            self._ceiling = dropped.digest
+            self.num_bytes -= dropped.num_bytes
+            self.left_out["over max_bytes"] += 1
+        return None
+
+
+def split_of(digest: bytes, split_key: bytes) -> Split:
+    """The split of a domain's document: gate and test by a keyed digest, dev by a public one.
+
+    Without the key nobody can tell gate and test documents from train ones that they do not have.
+    """
+    keyed = _fraction(hmac.digest(split_key, digest, "sha256"))
+    if keyed < TEST_FRACTION:
+        return "test"
+    if keyed < TEST_FRACTION + GATE_FRACTION:
+        return "gate"
+    return _public_split(digest, DEV_FRACTION / (1 - TEST_FRACTION - GATE_FRACTION))
+
+
+def general_split_of(digest: bytes) -> Split:
+    """The split of a document of the general text, which has no gate and no test."""
+    return _public_split(digest, DEV_FRACTION)
+
+
+def _public_split(digest: bytes, dev_fraction: float) -> Split:
+    # Hashed once more, because max_bytes keeps the documents with the smallest digests.
+    is_dev = _fraction(hashlib.sha256(b"hdee-dev|" + digest).digest()) < dev_fraction
+    return "dev" if is_dev else "train"
+
+
+def _fraction(digest: bytes) -> float:
+    return int.from_bytes(digest[:8], "big") / 2**64
