@@ -1,0 +1,216 @@
+"""A whole swarm as real processes in a temporary folder: start, watch, kill, clean up."""
+
+import contextlib
+import json
+import os
+import pydoc_data.topics
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+BIN = Path(sys.executable).parent
+
+RUN_FILE = """\
+[run]
+name = "small"
+folder = "."
+[listen]
+api_port = {api}
+network_port = {network}
+libp2p_port = {libp2p}
+[timing]
+heartbeat_seconds = 1
+checkpoint_seconds = 1
+[tokenizer]
+vocab_size = 512
+[shape]
+hidden_size = 32
+num_layers = 2
+num_heads = 2
+context_length = 64
+[widths]
+S = 48
+M = 64
+L = 80
+[general]
+max_bytes = 400_000
+[[general.sources]]
+path = "{stdlib}/email/*.py"
+document = "paragraphs:2000"
+[domains.codecs]
+max_bytes = 200_000
+[[domains.codecs.sources]]
+path = "{stdlib}/encodings/*.py"
+document = "paragraphs:1500"
+[domains.asyncio]
+max_bytes = 200_000
+[[domains.asyncio.sources]]
+path = "{stdlib}/asyncio/*.py"
+document = 'split:(?m)^(?=(?:async def|class|def) )'
+[domains.topics]
+max_bytes = 200_000
+[[domains.topics.sources]]
+path = "topics/*.txt"
+document = "paragraphs:800"
+[seed]
+kind = "nested"
+[seed.recipe]
+num_steps = 300
+warmup_steps = 20
+peak_learning_rate = 1e-2
+final_learning_rate = 1e-3
+micro_batch = 8
+sequence_length = 64
+[recipe]
+warmup_steps = 5
+peak_learning_rate = 4e-3
+final_learning_rate = 1e-3
+micro_batch = 8
+sequence_length = 64
+schedule_steps = {schedule_steps}
+[plan]
+schemes = ["MHo-IHo", "MHe-IHo"]
+homogeneous_steps = {steps}
+"""
+
+
+class Swarm:
+    """One run and its processes. Use as a context manager; leaving it ends every process."""
+
+    def __init__(self, folder: Path, *, steps: int) -> None:
+        self.folder = folder
+        self.run_folder = folder / "run"
+        self.steps = steps
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.ports = _free_ports()
+        self.url = f"http://127.0.0.1:{self.ports['api']}"
+
+    def __enter__(self) -> "Swarm":
+        subprocess.run(
+            [str(BIN / "hdee-coordinator"), "init", str(self.run_folder)],
+            check=True,
+            capture_output=True,
+        )
+        topics = self.run_folder / "topics"
+        topics.mkdir()
+        for name, text in pydoc_data.topics.topics.items():
+            (topics / f"{name.replace('/', '_')}.txt").write_text(text)
+        self.run_file.write_text(
+            RUN_FILE.format(
+                stdlib=sysconfig.get_paths()["stdlib"],
+                steps=self.steps,
+                schedule_steps=2 * self.steps,
+                **self.ports,
+            )
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            process.wait()
+
+    @property
+    def run_file(self) -> Path:
+        return self.run_folder / "run.toml"
+
+    def serve(self) -> None:
+        self.start("coordinator", "hdee-coordinator", "serve", str(self.run_file))
+        self.wait_for("the coordinator is ready", self.ready, seconds=90)
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=2).is_success
+        except httpx.HTTPError:
+            return False
+
+    def join(self, name: str, *flags: str) -> None:
+        self.start(
+            name,
+            *("hdee-worker", "join", self.url, "--name", name, "--threads", "1"),
+            *("--folder", str(self.folder / name), "--listen", "/ip4/127.0.0.1/tcp/0"),
+            *flags,
+        )
+
+    def start(self, name: str, command: str, *arguments: str) -> None:
+        with (self.folder / f"{name}.out").open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                [str(BIN / command), *arguments], stdout=output, stderr=output
+            )
+
+    def kill(self, name: str) -> None:
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def kill_role(self, role: str) -> int:
+        """SIGKILL to one role of the coordinator; returns the pid that died."""
+        pid = self.role_pid(role)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def role_pid(self, role: str) -> int:
+        return int(json.loads((self.run_folder / "state" / "roles.json").read_text())[role])
+
+    def get(self, path: str) -> Any:
+        return httpx.get(self.url + path, timeout=10).raise_for_status().json()
+
+    def assignments(self) -> list[dict[str, Any]]:
+        with contextlib.suppress(httpx.HTTPError):
+            return list(self.get("/v1/assignments"))
+        return []
+
+    def names(self) -> dict[str, str]:
+        return {view["worker"]: view["name"] for view in self.get("/v1/workers")}
+
+    def finished(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return bool(self.get("/v1/status")["phase"] == "finished")
+        return False
+
+    def wait_for(self, what: str, condition: Callable[[], Any], *, seconds: float) -> Any:
+        """What `condition` returns once it is true; fails with the processes' last words."""
+        deadline = time.monotonic() + seconds
+        pause = 0.2
+        while time.monotonic() < deadline:
+            value = condition()
+            if value:
+                return value
+            _wait(pause)
+        raise AssertionError(f"not within {seconds} s: {what}\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        files = [*self.folder.glob("*.out"), *self.folder.glob("*/worker.log")]
+        files += (self.run_folder / "state" / "logs").glob("*.log")
+        return "\n".join(f"--- {path}\n{path.read_text()[-1500:]}" for path in files)
+
+
+def _wait(seconds: float) -> None:
+    """Between two looks at a condition."""
+    with contextlib.suppress(TimeoutError), socket.socket() as nothing:
+        nothing.settimeout(seconds)
+        nothing.bind(("127.0.0.1", 0))
+        nothing.listen()
+        nothing.accept()
+
+
+def _free_ports() -> dict[str, int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in sockets]
+    return dict(zip(("api", "network", "libp2p"), ports, strict=True))
