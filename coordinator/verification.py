@@ -1,8 +1,8 @@
-"""Pure: a submission and the evidence about it to accepted, rejected or inconclusive, with a reason.
+"""Pure: a submission and the evidence about it to accepted, rejected or inconclusive.
 
-Evidence is measured on the gate shard, whose text no worker is given. What this does not promise: a
-copy of a known checkpoint with one changed bit is not "equal" to it; the comparison on held-out text
-is what keeps such a copy from being accepted in place of training.
+Evidence is measured on the gate shard, whose text no worker is given. A copy of a known checkpoint
+with one changed bit is not "equal" to it: what keeps such a copy from being accepted in place of
+training is the comparison on held-out text.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -106,8 +106,9 @@ def _decide_one(comparison: Comparison, *, rng_seed: int) -> Decision:
 def find_copy(candidate: Collection[str], known: Mapping[str, str]) -> Rejected | None:
     """Refuse a submission that is equal to a known checkpoint.
 
-    `candidate` holds the digest of its file and that of its tensors, `known` digests of files and of
-    tensors (narrowed to the candidate's width where they are wider) to what they are, for the log.
+    `candidate` holds the digest of its file and that of its tensors, `known` digests of files and
+    of tensors (narrowed to the candidate's width where they are wider) to what they are, for the
+    log.
     """
     for digest in candidate:
         if digest in known:
@@ -116,7 +117,7 @@ def find_copy(candidate: Collection[str], known: Mapping[str, str]) -> Rejected 
 
 
 def is_frozen(name: str, trains: Trains) -> bool:
-    """Whether an expert that `trains` these tensors must leave the tensor `name` as its parent's."""
+    """Whether an expert that `trains` these must leave the tensor `name` as its parent's."""
     if trains == "all":
         return False
     lexical = name in ("model.embed_tokens.weight", "lm_head.weight")

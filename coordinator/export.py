@@ -1,0 +1,38 @@
+"""An accepted checkpoint as a Hugging Face directory, which `from_pretrained` loads.
+
+Only the weights come from a worker; configuration, generation settings and tokenizer are written
+here.
+"""
+
+import shutil
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from coordinator.measuring import Checkpoint
+from coordinator.tokenizer import BOS, EOS, write_hf_tokenizer
+from shared.files import sync_folder
+from shared.model import load
+
+
+def export_checkpoint(checkpoint: Checkpoint, *, name: str, experts: Path, tokenizer: Path) -> Path:
+    """Write the folder `experts`/`name` and return it: whole, or not there at all.
+
+    A wider file is narrowed to the checkpoint's width. A folder of that name is left as it is: the
+    name holds the digest of the spec. Raises TensorFileError for a file that does not fit.
+    """
+    folder = experts / name
+    if folder.exists():
+        return folder
+    experts.mkdir(parents=True, exist_ok=True)
+    draft = experts / f".{name}.writing"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    model = load(checkpoint.path, checkpoint.shape)
+    model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS)
+    model.save_pretrained(draft)
+    write_hf_tokenizer(tokenizer, draft)
+    sync_folder(draft)
+    draft.rename(folder)
+    sync_folder(experts)
+    return folder

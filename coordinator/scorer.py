@@ -1,0 +1,273 @@
+"""The scorer role: verifies submissions and takes the run from one step to the next.
+
+It alone reads sealed shards. All it knows is in the ledger and the run's folder, so that it can be
+killed at any point: what is planned is planned once, and what was computed is in the cache.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from sqlalchemy import Connection
+
+from coordinator import planner
+from coordinator.evidence import MODEL_FILE, Examiner, checkpoint_at, widths_of
+from coordinator.export import export_checkpoint
+from coordinator.folders import RunFolders
+from coordinator.ledger import Ledger, queries
+from coordinator.ledger.errors import LedgerError
+from coordinator.likelihood_cache import LikelihoodCache
+from coordinator.measuring import Measurer
+from coordinator.names import checkpoint_name
+from coordinator.prepared import Prepared
+from coordinator.pulse import Pulse, Stopped
+from coordinator.results import render_table, result_table, results_json
+from coordinator.rounds import (
+    Action,
+    Classify,
+    Finished,
+    PlanExperts,
+    PlanSeeds,
+    Score,
+    Wait,
+    next_action,
+)
+from coordinator.runfile import RunFile
+from coordinator.scoring import Scoring, schemes_of
+from coordinator.verification import Rejected
+from protocol.messages import Phase
+from protocol.specs import ExpertSpec
+from shared.blobstore import BlobStore
+from shared.files import write_atomic
+from shared.logs import facts
+
+IDLE_SECONDS = 0.5
+RESULTS_FILE = "results.json"
+MAX_REASON = 500
+
+AcceptedRows = dict[str, queries.AcceptedRow]
+
+
+def run_scorer(  # noqa: PLR0913
+    run: RunFile,
+    folders: RunFolders,
+    prepared: Prepared,
+    ledger: Ledger,
+    *,
+    stop: threading.Event,
+    now: Callable[[], float],
+    log: logging.Logger,
+    num_threads: int = 1,
+) -> None:
+    """Serve until `stop` is set; work in hand is dropped then, and taken up at the next start.
+
+    `num_threads` is torch's, in this whole process: one leaves the other cores to workers that
+    share this machine. Expects the run in the ledger (`create_run`).
+    """
+    torch.set_num_threads(num_threads)
+
+    def beat(moment: float) -> None:
+        with ledger.begin() as connection:
+            queries.beat_role(connection, "scorer", moment)
+
+    pulse = Pulse(beat=beat, stop=stop, now=now, log=log)
+    scorer = Scorer(run, folders, prepared, ledger, pulse=pulse, now=now, log=log)
+    try:
+        while True:
+            pulse.tick()
+            if not scorer.step():
+                stop.wait(IDLE_SECONDS)
+    except Stopped:
+        log.info("stopped")
+
+
+class Scorer:
+    """One thing at a time: `step` does the next one."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        run: RunFile,
+        folders: RunFolders,
+        prepared: Prepared,
+        ledger: Ledger,
+        *,
+        pulse: Pulse,
+        now: Callable[[], float],
+        log: logging.Logger,
+    ) -> None:
+        self._run = run
+        self._folders = folders
+        self._prepared = prepared
+        self._ledger = ledger
+        self._now = now
+        self._log = log
+        self._store = BlobStore(folders.blobs)
+        self._cache = LikelihoodCache(folders.sealed / "likelihoods")
+        self._pulse = pulse
+        measurer = Measurer(public=self._store, sealed=BlobStore(folders.sealed), cache=self._cache)
+        self._examiner = Examiner(
+            prepared=prepared, store=self._store, measurer=measurer, pulse=pulse
+        )
+        self._scoring = Scoring(
+            run=run, prepared=prepared, store=self._store, measurer=measurer, pulse=pulse
+        )
+        self._seeds = planner.seed_specs(run, prepared)
+        self._exported: set[str] = set()
+        self._said: tuple[Phase, str] | None = None
+
+    def step(self) -> bool:
+        """Do the next thing; whether there was one. Raises Stopped when the role is to stop."""
+        with self._ledger.read() as connection:
+            submissions = queries.durable_submissions(connection)
+            accepted = queries.accepted(connection)
+            snapshot = queries.snapshot(connection)
+        for digest in accepted:
+            if digest not in self._exported:
+                self._export(accepted[digest])
+        if submissions:
+            self._verify(submissions[0], accepted)
+            return True
+        action = next_action(snapshot, domains=self._run.domains)
+        return self._act(action, snapshot, accepted)
+
+    def _act(self, action: Action, snapshot: queries.RunSnapshot, accepted: AcceptedRows) -> bool:
+        match action:
+            case PlanSeeds():
+                self._plan_seeds()
+            case Classify():
+                self._classify(accepted)
+            case PlanExperts():
+                return self._plan_experts(snapshot)
+            case Wait(phase, reason):
+                self._set_phase(phase, reason)
+                return False
+            case Score():
+                self._score(snapshot, accepted)
+            case Finished():
+                return False
+        return True
+
+    def _verify(self, submission: queries.SubmissionRow, accepted: AcceptedRows) -> None:
+        decision = self._examiner.examine(submission, accepted)
+        self._log.info(
+            "%s: %s %s",
+            type(decision).__name__.lower(),
+            decision.reason,
+            facts(
+                expert=checkpoint_name(submission.spec),
+                assignment=submission.assignment,
+                fencing=submission.fencing,
+                worker=submission.worker,
+                detail=decision.detail,
+            ),
+        )
+        try:
+            with self._ledger.begin() as connection:
+                unneeded = queries.record_verification(
+                    connection,
+                    submission.assignment,
+                    submission.fencing,
+                    decision,
+                    decision.reason,
+                    self._now(),
+                )
+        except LedgerError as error:
+            self._log.warning("decision not recorded, the submission moved on: %s", error)
+            return
+        for digest in unneeded:
+            self._store.delete(digest)
+        if isinstance(decision, Rejected):
+            self._cache.forget(submission.manifest.blob(MODEL_FILE).digest)
+
+    def _export(self, row: queries.AcceptedRow) -> None:
+        for width in widths_of(row.spec):
+            folder = export_checkpoint(
+                checkpoint_at(self._store, row.spec, row.manifest, width),
+                name=checkpoint_name(row.spec, ffn_width=width),
+                experts=self._folders.experts,
+                tokenizer=self._folders.tokenizer,
+            )
+            self._log.info("exported %s", facts(folder=folder))
+            self._pulse.tick()
+        self._exported.add(row.spec.digest)
+
+    def _plan_seeds(self) -> None:
+        moment = self._now()
+        with self._ledger.begin() as connection:
+            for shard in self._prepared.shards:
+                queries.add_shard(connection, shard)
+            for spec in dict.fromkeys(self._seeds.values()):
+                self._add(connection, spec, (), moment)
+            queries.set_phase(connection, "seeding", "seeds were planned", moment)
+
+    def _classify(self, accepted: AcceptedRows) -> None:
+        self._set_phase("planning", "measuring the seed on each domain")
+        seed = self._scoring.seed(self._seeds["M"], accepted)
+        measured = self._scoring.seed_perplexity(seed)
+        pins = {
+            name: domain.difficulty
+            for name, domain in self._run.domains.items()
+            if domain.difficulty is not None
+        }
+        classes = planner.classify(measured, pins)
+        with self._ledger.begin() as connection:
+            for domain, difficulty in classes.items():
+                queries.set_domain_class(connection, domain, difficulty, measured[domain])
+        for domain, difficulty in classes.items():
+            self._log.info(
+                "classified %s",
+                facts(domain=domain, difficulty=difficulty, seed_perplexity=measured[domain]),
+            )
+
+    def _plan_experts(self, snapshot: queries.RunSnapshot) -> bool:
+        classes = {
+            row.domain: cast(planner.Difficulty, row.difficulty)
+            for row in snapshot.domains
+            if row.domain in self._run.domains
+        }
+        try:
+            plan = planner.make_plan(self._run, self._prepared, self._seeds, classes)
+        except planner.PlanError as error:
+            self._set_phase("stalled", f"the plan cannot be made: {error}")
+            return False
+        moment = self._now()
+        with self._ledger.begin() as connection:
+            for spec, schemes in plan.assignments():
+                self._add(connection, spec, schemes, moment)
+            queries.set_phase(connection, "training", "experts were planned", moment)
+        for row in plan.budgets:
+            self._log.info("budget %s", facts(**row.model_dump()))
+        return True
+
+    def _score(self, snapshot: queries.RunSnapshot, accepted: AcceptedRows) -> None:
+        self._set_phase("scoring", "measuring all experts on test text")
+        seed = self._scoring.seed(self._seeds["M"], accepted)
+        schemes = schemes_of(snapshot.assignments, self._run.plan.schemes)
+        scores = self._scoring.score(seed, schemes, accepted)
+        table = result_table(scores.results)
+        write_atomic(self._folders.root / RESULTS_FILE, results_json(scores.results))
+        moment = self._now()
+        with self._ledger.begin() as connection:
+            scores.record_evaluations(connection, moment)
+            queries.record_results(connection, table, moment)
+            queries.set_phase(connection, "finished", f"results are in {RESULTS_FILE}", moment)
+        self._log.info("finished\n%s", render_table(table))
+
+    def _add(
+        self, connection: Connection, spec: ExpertSpec, schemes: tuple[str, ...], moment: float
+    ) -> None:
+        shard = self._prepared.shard(spec.domain, "train").blob
+        queries.add_assignment(connection, spec, shard=shard, schemes=schemes, now=moment)
+        self._log.info("planned %s", facts(expert=checkpoint_name(spec), schemes=schemes))
+
+    def _set_phase(self, phase: Phase, reason: str) -> None:
+        """Say it in the ledger and the log, once."""
+        said = (phase, reason[:MAX_REASON])
+        if said == self._said:
+            return
+        self._said = said
+        with self._ledger.begin() as connection:
+            queries.set_phase(connection, *said, self._now())
+        self._log.info("%s: %s", phase, reason)
