@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from pydantic import ValidationError
 from shared.swarm.peer import FetchFailed, Peer
@@ -63,7 +64,10 @@ class Collector:
             if key not in self._tasks and self._not_before.get(key, 0.0) <= self._now():
                 task = asyncio.create_task(self._collect(row))
                 self._tasks[key] = task
-                task.add_done_callback(lambda _, key=key: self._tasks.pop(key, None))
+                task.add_done_callback(partial(self._done, key))
+
+    def _done(self, key: int, _: asyncio.Task[None]) -> None:
+        self._tasks.pop(key, None)
 
     async def stop(self) -> None:
         """Ends the transfers; they resume at the next start."""

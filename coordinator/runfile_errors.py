@@ -98,8 +98,7 @@ def _keys(schema: dict[str, Any]) -> Iterator[str]:
             path = f"{prefix}.{name}" if prefix else name
             yield path
             yield from walk(child, path)
-        named = node.get("additionalProperties")
-        if isinstance(named, dict):
+        for named in node.get("patternProperties", {}).values():
             yield from walk(named, f"{prefix}.NAME")
 
     return walk(schema, "")

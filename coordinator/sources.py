@@ -2,6 +2,7 @@
 
 import fnmatch
 import glob
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,15 +39,20 @@ def read_source(source: AnySource, *, origin: Path, cache: Path) -> Iterator[tup
 
 def _read_paths(source: PathSource, origin: Path) -> Iterator[tuple[str, bytes]]:
     for path in _matching(source, origin):
-        if path.is_dir():
-            continue
         try:
-            size = path.stat().st_size
-            if size > MAX_MEMBER_BYTES:
-                raise SourceError(f"{path}: {size} bytes, expected at most {MAX_MEMBER_BYTES}")
-            yield str(path), path.read_bytes()
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                raise SourceError(f"{path}: expected a regular file")
+            if status.st_size > MAX_MEMBER_BYTES:
+                raise SourceError(
+                    f"{path}: {status.st_size} bytes, expected at most {MAX_MEMBER_BYTES}"
+                )
+            data = path.read_bytes()
         except OSError as error:
             raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+        yield str(path), data
 
 
 def _matching(source: PathSource, origin: Path) -> list[Path]:

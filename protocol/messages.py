@@ -25,7 +25,6 @@ from protocol.manifests import CheckpointManifest
 from protocol.specs import ExpertSpec, ModelShape
 from protocol.values import Amount, Count, Items, Number, Positive, Value
 
-REGISTER_PURPOSE = "hdee-register-v1"
 MAX_BODY_BYTES = 64 * 1024
 
 Version = Annotated[str, Field(max_length=40)]

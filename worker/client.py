@@ -11,7 +11,6 @@ from protocol.capability import Capability
 from protocol.digests import digest_value
 from protocol.errors import ErrorBody
 from protocol.messages import (
-    REGISTER_PURPOSE,
     Acknowledge,
     AssignmentHeartbeat,
     AssignmentHeartbeatAnswer,
@@ -66,7 +65,7 @@ class CoordinatorClient:
         """Proves that we hold our key and remembers the token that this earns."""
         challenge = await self._call("POST", "/v1/workers/challenge", None, Challenge)
         statement = RegistrationStatement(
-            purpose=REGISTER_PURPOSE,
+            purpose="hdee-register-v1",
             coordinator=info.coordinator,
             run=info.run,
             worker=self.identity.peer_id,

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Literal
 
@@ -274,8 +274,8 @@ class Work:
 
 
 @contextlib.asynccontextmanager
-async def _background(coroutine: object) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+async def _background(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(coroutine)
     try:
         yield
     finally:

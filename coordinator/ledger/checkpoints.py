@@ -89,6 +89,8 @@ def announce(connection: Connection, announcement: Announcement, now: float) -> 
                 .where(mine)
                 .values(state="announced", fencing=announcement.fencing, announced_at=now)
             )
+        elif found.state == "announced":
+            connection.execute(update(checkpoints).where(mine).values(announced_at=now))
         return
     if announcement.kind == "training":
         connection.execute(
@@ -154,7 +156,7 @@ def mark_durable(
     when repeated.
     """
     row = _get(connection, checkpoint_id)
-    if row.state in _HELD:
+    if row.state in _HELD or _has_blobs(connection, checkpoint_id):
         return ()
     if row.state not in ("announced", "superseded"):
         raise LedgerError(f"checkpoint {checkpoint_id}: is {row.state}, expected announced")
@@ -164,6 +166,9 @@ def mark_durable(
         connection.execute(
             checkpoint_blobs.insert().values(checkpoint_id=checkpoint_id, digest=digest)
         )
+    standing = get_assignment(connection, row.assignment).standing
+    if row.kind == "training" and row.worker in standing.excluded:
+        return discard(connection, [checkpoint_id], now)
     _set_state(connection, checkpoint_id, "durable", now, body=manifest.model_dump_json())
     facts = {
         "assignment": row.assignment,
@@ -358,6 +363,11 @@ def _check(row: CheckpointRow, manifest: CheckpointManifest) -> None:
                 f"checkpoint {row.checkpoint_id}: manifest has {field} {found!r}, "
                 f"expected {value!r}"
             )
+
+
+def _has_blobs(connection: Connection, checkpoint_id: int) -> bool:
+    query = select(checkpoint_blobs).where(checkpoint_blobs.c.checkpoint_id == checkpoint_id)
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def _set_state(

@@ -19,6 +19,7 @@ from coordinator.ledger.entries import append
 from coordinator.ledger.errors import LedgerError
 from coordinator.ledger.run import get_run
 from coordinator.ledger.tables import assignments, checkpoints, evaluations, results, specs
+from coordinator.names import checkpoint_name
 from coordinator.verification import Accepted, Decision, Rejected
 from protocol.digests import digest_value
 from protocol.manifests import CheckpointManifest
@@ -72,8 +73,7 @@ class RunSnapshot:
 
 def expert_folder(spec: ExpertSpec) -> str:
     """Where the accepted checkpoint of a spec is exported to, relative to the run's folder."""
-    shape = f"w{spec.shape.ffn_width}-s{spec.train.num_steps}"
-    return f"experts/{spec.kind}-{spec.domain}-{shape}-{spec.digest[:8]}"
+    return f"experts/{checkpoint_name(spec)}"
 
 
 def durable_submissions(connection: Connection) -> list[SubmissionRow]:

@@ -24,7 +24,11 @@ def run(context: RoleContext) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         if context.supervised:
-            watch_parent(lambda: loop.call_soon_threadsafe(stop.set))
+
+            def stop_from_thread() -> None:
+                loop.call_soon_threadsafe(stop.set)
+
+            watch_parent(stop_from_thread)
         role = NetworkRole(context.run, folders, prepared.prepared, ledger)
         await role.serve(stop, tls_cert=context.tls_cert, tls_key=context.tls_key)
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 import httpx
 
 BIN = Path(sys.executable).parent
+POLL = threading.Event()
+"""Never set: waiting on it spaces two looks at a condition."""
 
 RUN_FILE = """\
 [run]
@@ -184,27 +187,17 @@ class Swarm:
     def wait_for(self, what: str, condition: Callable[[], Any], *, seconds: float) -> Any:
         """What `condition` returns once it is true; fails with the processes' last words."""
         deadline = time.monotonic() + seconds
-        pause = 0.2
         while time.monotonic() < deadline:
             value = condition()
             if value:
                 return value
-            _wait(pause)
+            POLL.wait(0.2)
         raise AssertionError(f"not within {seconds} s: {what}\n{self.last_words()}")
 
     def last_words(self) -> str:
         files = [*self.folder.glob("*.out"), *self.folder.glob("*/worker.log")]
         files += (self.run_folder / "state" / "logs").glob("*.log")
         return "\n".join(f"--- {path}\n{path.read_text()[-1500:]}" for path in files)
-
-
-def _wait(seconds: float) -> None:
-    """Between two looks at a condition."""
-    with contextlib.suppress(TimeoutError), socket.socket() as nothing:
-        nothing.settimeout(seconds)
-        nothing.bind(("127.0.0.1", 0))
-        nothing.listen()
-        nothing.accept()
 
 
 def _free_ports() -> dict[str, int]:
