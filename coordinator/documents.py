@@ -6,7 +6,7 @@ import html
 import json
 import re
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from coordinator.prepared import PrepareError
@@ -183,29 +183,32 @@ class Collection:
         return None
 
 
-def split_of(digest: bytes, split_key: bytes) -> Split:
-    """The split of a domain's document: gate and test by a keyed digest, dev by a public one.
+def split_documents(
+    documents: Sequence[Document], *, split_key: bytes | None
+) -> dict[Split, list[Document]]:
+    """Each document's split; within a split they keep their order.
 
-    Without the key nobody can tell gate and test documents from train ones that they do not have.
+    Gate and test are the documents that come first by HMAC-SHA256 of their digest with `split_key`,
+    so that without the key nobody can tell which they are; dev comes first of the others by a
+    public digest. With no key there is no gate and no test.
     """
-    keyed = _fraction(hmac.digest(split_key, digest, "sha256"))
-    if keyed < TEST_FRACTION:
-        return "test"
-    if keyed < TEST_FRACTION + GATE_FRACTION:
-        return "gate"
-    return _public_split(digest, DEV_FRACTION / (1 - TEST_FRACTION - GATE_FRACTION))
+    splits: dict[bytes, Split] = {}
+    if split_key is not None:
+        keyed = sorted(documents, key=lambda document: _keyed_digest(document.digest, split_key))
+        num_test = round(TEST_FRACTION * len(keyed))
+        num_gate = round(GATE_FRACTION * len(keyed))
+        splits |= {document.digest: "test" for document in keyed[:num_test]}
+        splits |= {document.digest: "gate" for document in keyed[num_test:][:num_gate]}
+    others = [document for document in documents if document.digest not in splits]
+    others.sort(key=lambda document: hashlib.sha256(b"hdee-dev|" + document.digest).digest())
+    num_dev = round(DEV_FRACTION * len(documents))
+    splits |= {document.digest: "dev" for document in others[:num_dev]}
+    names: tuple[Split, ...] = ("train", "dev", "gate", "test")
+    return {
+        name: [document for document in documents if splits.get(document.digest, "train") == name]
+        for name in (names[:2] if split_key is None else names)
+    }
 
 
-def general_split_of(digest: bytes) -> Split:
-    """The split of a document of the general text, which has no gate and no test."""
-    return _public_split(digest, DEV_FRACTION)
-
-
-def _public_split(digest: bytes, dev_fraction: float) -> Split:
-    # Hashed once more, because max_bytes keeps the documents with the smallest digests.
-    is_dev = _fraction(hashlib.sha256(b"hdee-dev|" + digest).digest()) < dev_fraction
-    return "dev" if is_dev else "train"
-
-
-def _fraction(digest: bytes) -> float:
-    return int.from_bytes(digest[:8], "big") / 2**64
+def _keyed_digest(digest: bytes, split_key: bytes) -> bytes:
+    return hmac.digest(split_key, digest, "sha256")

@@ -20,8 +20,7 @@ from coordinator.documents import (
     Document,
     DocumentError,
     documents_of,
-    general_split_of,
-    split_of,
+    split_documents,
 )
 from coordinator.folders import RunFolders
 from coordinator.prepared import Prepared, PreparedFile, PrepareError, read_prepared
@@ -40,7 +39,6 @@ MIN_TEST_DOCUMENTS = 30
 """Fewer, and an interval over documents says nothing."""
 
 _PUBLIC: tuple[Split, ...] = ("train", "dev")
-_SEALED: tuple[Split, ...] = ("gate", "test")
 _BATCH = 256
 
 Progress = Callable[[str], None]
@@ -183,15 +181,8 @@ class _Preparation:
     def _splits(self, name: str, text: Text, label: str) -> dict[Split, list[Document]]:
         """The documents of each split, in digest order; refused when there are too few."""
         collection = self._collect(name, text, label)
-        splits: dict[Split, list[Document]] = {
-            split: [] for split in (_PUBLIC if name == GENERAL else _PUBLIC + _SEALED)
-        }
-        for document in collection.documents:
-            digest = document.digest
-            split = (
-                general_split_of(digest) if name == GENERAL else split_of(digest, self._split_key)
-            )
-            splits[split].append(document)
+        split_key = None if name == GENERAL else self._split_key
+        splits = split_documents(collection.documents, split_key=split_key)
         for split, documents in splits.items():
             needed = MIN_TEST_DOCUMENTS if split == "test" else 1
             if len(documents) < needed:
