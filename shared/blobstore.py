@@ -55,6 +55,17 @@ def piece_list_of(path: Path) -> PieceList:
     return PieceList(size=after.st_size, pieces=tuple(pieces))
 
 
+def runs(indices: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Ascending indices as (first, last) of each gapless run: one request fetches each."""
+    found: list[tuple[int, int]] = []
+    for index in indices:
+        if found and found[-1][1] == index - 1:
+            found[-1] = (found[-1][0], index)
+        else:
+            found.append((index, index))
+    return found
+
+
 class BlobStore:
     """A folder of blobs."""
 

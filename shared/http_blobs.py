@@ -18,7 +18,7 @@ from protocol.digests import PIECE_BYTES
 from protocol.errors import ErrorBody
 from protocol.messages import MissingPieces
 from protocol.values import Value
-from shared.blobstore import BadBlob, BlobStore, PartialBlob
+from shared.blobstore import BadBlob, BlobStore, PartialBlob, runs
 
 TIMEOUT = httpx.Timeout(30.0)
 """Seconds to connect, and between two chunks of bytes either way."""
@@ -148,17 +148,6 @@ async def _write_pieces(
             index += 1
     if left:
         raise httpx.ReadError(f"the connection ended {left} bytes early")
-
-
-def runs(indices: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Ascending indices as (first, last) of each gapless run: one request for each."""
-    found: list[tuple[int, int]] = []
-    for index in indices:
-        if found and found[-1][1] == index - 1:
-            found[-1] = (found[-1][0], index)
-        else:
-            found.append((index, index))
-    return found
 
 
 async def _put(client: httpx.AsyncClient, url: str, body: bytes) -> MissingPieces:

@@ -12,12 +12,12 @@ from fastapi.responses import RedirectResponse
 
 from coordinator.blob_app import create_blob_app
 from coordinator.urls import sign_url
-from protocol.blobs import BlobRef, PieceList
+from protocol.blobs import BlobRef
 from protocol.digests import PIECE_BYTES
 from protocol.errors import ErrorBody
 from protocol.messages import MissingPieces
 from shared.blobstore import BlobStore
-from shared.http_blobs import TransferFailed, UrlExpired, fetch_over_http, runs, upload_over_http
+from shared.http_blobs import TransferFailed, UrlExpired, fetch_over_http, upload_over_http
 
 SECRET = b"s" * 32
 PEER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
@@ -360,13 +360,3 @@ async def test_a_server_that_is_not_there_is_a_transfer_that_failed(
             await fetch_over_http(client, "http://127.0.0.1:9/v1/blobs/0", ref, mine)
         with pytest.raises(TransferFailed):
             await upload_over_http(client, "http://127.0.0.1:9/blobs/0?a=b", held, mine)
-
-
-def test_runs_are_gapless_and_cover_every_index() -> None:
-    assert runs(()) == []
-    assert runs((0, 1, 2, 5, 7, 8)) == [(0, 2), (5, 5), (7, 8)]
-
-
-def test_the_piece_list_of_a_large_blob_fits_the_bound() -> None:
-    size = 3 * PIECE_BYTES
-    assert len(PieceList(size=size, pieces=("a" * 64,) * 3).model_dump_json()) < 3 * 70 + 1024

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from protocol.blobs import BlobRef, PieceList
 from protocol.digests import PIECE_BYTES, digest_bytes
-from shared.blobstore import BadBlob, BadPiece, BlobMissing, BlobStore, piece_list_of
+from shared.blobstore import BadBlob, BadPiece, BlobMissing, BlobStore, piece_list_of, runs
 
 
 def _bytes(size: int, rng_seed: int = 0) -> bytes:
@@ -243,6 +244,13 @@ def test_any_order_and_any_interruption_give_the_same_blob(
         partial.write_piece(index, _split(data)[index])
     assert partial.commit() == ref
     assert BlobStore(folder / "blobs").read(ref, max_bytes=len(data)) == data
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_runs_are_gapless_and_cover_every_index(indices: set[int]) -> None:
+    found = runs(tuple(sorted(indices)))
+    assert [index for first, last in found for index in range(first, last + 1)] == sorted(indices)
+    assert all(last + 1 < first for (_, last), (first, _) in pairwise(found))
 
 
 WRITER = """

@@ -1,0 +1,79 @@
+"""Real peers on loopback: real keys, certificates, libp2p daemons and blob stores."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.certificates import SignedCertificate
+from shared.blobstore import BlobStore
+from shared.identity import Identity, sign_certificate
+from shared.swarm.peer import Peer
+
+RUN = "demo"
+LISTEN = "/ip4/127.0.0.1/tcp/0"
+
+
+class LoopbackSwarm:
+    """Makes peers that trust one coordinator's key, and stops them in the end.
+
+    The first peer started without `bootstrap` is the one that later peers join.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.coordinator = Identity.create(folder / "coordinator.key")
+        self.peers: list[Peer] = []
+
+    def identity(self, name: str) -> Identity:
+        """The key called `name`, made when it is first asked for."""
+        return Identity.load_or_create(self.folder / f"{name}.key")
+
+    def certificate(self, peer: str, *, seconds: int = 3600, run: str = RUN) -> SignedCertificate:
+        """What the coordinator certifies of `peer`, good for `seconds` from now."""
+        return sign_certificate(
+            self.coordinator, peer=peer, run=run, expires_at=int(time.time()) + seconds
+        )
+
+    def store(self, name: str) -> BlobStore:
+        """The blob store of the peer called `name`."""
+        return BlobStore(self.folder / "blobs" / name)
+
+    async def start(self, name: str, **changes: Any) -> Peer:
+        """Start the peer called `name`; by default everybody may read what it has."""
+        identity = self.identity(name)
+        bootstrap = [maddr for peer in self.peers[:1] for maddr in peer.maddrs]
+        facts: dict[str, Any] = {
+            "identity": identity,
+            "certificate": self.certificate(identity.peer_id),
+            "coordinator": self.coordinator.peer_id,
+            "run": RUN,
+            "listen": [LISTEN],
+            "bootstrap": bootstrap,
+            "store": self.store(name),
+            "may_read": lambda _digest, _peer: True,
+        }
+        peer = await Peer.start(**(facts | changes))
+        self.peers.append(peer)
+        return peer
+
+    async def stop(self) -> None:
+        """Stop every peer that was started."""
+        for peer in reversed(self.peers):
+            await peer.stop()
+
+
+@pytest.fixture
+async def loopback_swarm(tmp_path: Path) -> AsyncIterator[LoopbackSwarm]:
+    """A swarm on 127.0.0.1 that is stopped after the test."""
+    swarm = LoopbackSwarm(tmp_path)
+    yield swarm
+    await swarm.stop()
+
+
+@pytest.fixture
+def loopback_swarm_factory() -> Callable[[Path], LoopbackSwarm]:
+    """For tests that decide themselves when the swarm stops."""
+    return LoopbackSwarm
