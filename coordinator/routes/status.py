@@ -1,0 +1,160 @@
+"""What anybody may see: the run, its workers, assignments, experts, results; and health."""
+
+from collections import Counter
+
+from fastapi import APIRouter
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from coordinator.auth import SOFTWARE_VERSION
+from coordinator.errors import ApiError
+from coordinator.ledger import queries
+from coordinator.ledger.queries import ROLES
+from coordinator.routes.context import ApiContext, Context, load_workload
+from coordinator.scheduler import expected_end, make_schedule
+from coordinator.workload import candidates, unstarted
+from protocol import PROTOCOL_VERSION
+from protocol.assignments import AssignmentState
+from protocol.errors import ErrorCode
+from protocol.messages import (
+    AssignmentView,
+    DomainView,
+    ExpertView,
+    ResultTable,
+    RunInfo,
+    StatusView,
+    WorkerView,
+)
+
+router = APIRouter(tags=["status"])
+
+ROLE_SECONDS = 60.0
+"""A role that gave no sign of life for so long counts as down."""
+
+
+@router.get("/v1/run")
+def run(context: Context) -> RunInfo:
+    """What a newcomer must know before it joins."""
+    with context.ledger.read() as connection:
+        found = queries.get_run(connection)
+    return RunInfo(
+        run=found.run,
+        coordinator=context.identity.peer_id,
+        protocol_version=PROTOCOL_VERSION,
+        software_version=SOFTWARE_VERSION,
+        bootstrap=found.maddrs,
+        server_time=context.now(),
+        heartbeat_seconds=context.settings.heartbeat_seconds,
+    )
+
+
+@router.get("/v1/status")
+def status(context: Context) -> StatusView:
+    """The whole run at a glance."""
+    now = context.now()
+    with context.ledger.read() as connection:
+        found = queries.get_run(connection)
+        states = Counter(row.state for row in queries.all_assignments(connection))
+        workers = queries.worker_views(
+            connection, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
+        )
+        return StatusView(
+            run=found.run,
+            coordinator=context.identity.peer_id,
+            phase=found.phase,
+            phase_reason=found.phase_reason[:500],
+            round=found.round,
+            assignments={state.value: number for state, number in states.items()},
+            workers=dict(Counter(worker.state for worker in workers)),
+            experts_accepted=states[AssignmentState.ACCEPTED],
+            experts_planned=states.total() - states[AssignmentState.CANCELLED],
+            eta_seconds=_eta_seconds(connection, context, now),
+            results=queries.newest_results(connection),
+            software_version=SOFTWARE_VERSION,
+            protocol_version=PROTOCOL_VERSION,
+            server_time=now,
+            uptime_seconds=max(0.0, now - context.started_at),
+            roles=_role_ages(connection, now),
+        )
+
+
+@router.get("/v1/workers")
+def workers(context: Context) -> list[WorkerView]:
+    """Every worker."""
+    with context.ledger.read() as connection:
+        return queries.worker_views(
+            connection,
+            now=context.now(),
+            heartbeat_seconds=context.settings.heartbeat_seconds,
+        )
+
+
+@router.get("/v1/domains")
+def domains(context: Context) -> list[DomainView]:
+    """Every domain."""
+    with context.ledger.read() as connection:
+        return queries.domain_views(connection)
+
+
+@router.get("/v1/experts")
+def experts(context: Context) -> list[ExpertView]:
+    """Every accepted checkpoint."""
+    with context.ledger.read() as connection:
+        return queries.expert_views(connection)
+
+
+@router.get("/v1/assignments")
+def assignments(context: Context) -> list[AssignmentView]:
+    """Every assignment, and why it stands where it stands."""
+    with context.ledger.read() as connection:
+        return queries.assignment_views(connection, now=context.now())
+
+
+@router.get("/v1/results")
+def results(context: Context) -> ResultTable:
+    """The newest result table."""
+    with context.ledger.read() as connection:
+        table = queries.newest_results(connection)
+        phase = queries.get_run(connection).phase
+    if table is None:
+        raise ApiError(ErrorCode.NOT_FOUND, f"results: none yet, the run is {phase}")
+    return table
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def readyz(context: Context) -> dict[str, str]:
+    """The ledger can be written and every role is alive."""
+    now = context.now()
+    try:
+        with context.ledger.begin() as connection:
+            queries.beat_role(connection, "api", now)
+            ages = _role_ages(connection, now)
+    except SQLAlchemyError as error:
+        raise ApiError(ErrorCode.NOT_READY, "ledger: cannot be written") from error
+    down = [role for role in ROLES if ages.get(role, ROLE_SECONDS) >= ROLE_SECONDS]
+    if down:
+        raise ApiError(
+            ErrorCode.NOT_READY, f"roles without a sign of life for {ROLE_SECONDS:.0f} s: {down}"
+        )
+    return {"status": "ready"}
+
+
+def _role_ages(connection: Connection, now: float) -> dict[str, float]:
+    return {role: max(0.0, now - at) for role, at in queries.role_beats(connection).items()}
+
+
+def _eta_seconds(connection: Connection, context: ApiContext, now: float) -> float | None:
+    load = load_workload(connection, context, now)
+    if not load.assignments:
+        return None
+    schedule = make_schedule(
+        unstarted(load), candidates(load, trusted=context.settings.trusted), now=now
+    )
+    end = expected_end(schedule, now=now)
+    return None if end is None else end - now
