@@ -1,6 +1,6 @@
 """One request and one answer for each REST route. Durations are seconds; `fencing` is a lease's."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from protocol.manifests import CheckpointManifest
 from protocol.specs import ExpertSpec, ModelShape
 from protocol.values import Amount, Count, Items, Number, Positive, Value
 
+REGISTER_PURPOSE: Final = "hdee-register-v1"
 MAX_BODY_BYTES = 64 * 1024
 
 Version = Annotated[str, Field(max_length=40)]

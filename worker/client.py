@@ -11,6 +11,7 @@ from protocol.capability import Capability
 from protocol.digests import digest_value
 from protocol.errors import ErrorBody
 from protocol.messages import (
+    REGISTER_PURPOSE,
     Acknowledge,
     AssignmentHeartbeat,
     AssignmentHeartbeatAnswer,
@@ -65,7 +66,7 @@ class CoordinatorClient:
         """Proves that we hold our key and remembers the token that this earns."""
         challenge = await self._call("POST", "/v1/workers/challenge", None, Challenge)
         statement = RegistrationStatement(
-            purpose="hdee-register-v1",
+            purpose=REGISTER_PURPOSE,
             coordinator=info.coordinator,
             run=info.run,
             worker=self.identity.peer_id,

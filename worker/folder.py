@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import IO
 
 from pydantic import ValidationError
-from shared.blobstore import BlobStore
 
 from protocol.messages import Offer
+from shared.blobstore import BlobStore
 from shared.identity import Identity
 from worker.errors import NotTheSameCoordinator, WorkerError
 

@@ -10,15 +10,14 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from shared.http_blobs import TransferFailed, fetch_over_http, upload_over_http
-from shared.swarm.peer import FetchFailed, Peer, SwarmUnavailable
-
 from protocol.blobs import BlobRef
 from protocol.capability import Capability
 from protocol.errors import ErrorCode
 from protocol.messages import HeartbeatAnswer, RunInfo, WorkerHeartbeat
+from shared.http_blobs import TransferFailed, fetch_over_http, upload_over_http
 from shared.logs import facts
 from shared.retry import backoff_seconds
+from shared.swarm.peer import FetchFailed, Peer, SwarmUnavailable
 from worker.client import CoordinatorClient
 from worker.errors import CoordinatorUnreachable, Refused
 from worker.folder import WorkerFolder

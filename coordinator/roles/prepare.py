@@ -1,5 +1,7 @@
 """The text becomes shards, and the ledger learns of them. Idempotent; ends by itself."""
 
+import time
+
 import typer
 
 from coordinator.ledger import Ledger, queries
@@ -8,10 +10,13 @@ from coordinator.roles import RoleContext
 from shared.clock import now
 from shared.identity import Identity
 
+PERCENT_SECONDS = 2.0
+"""How often a percentage is shown; all other lines are."""
+
 
 def run(context: RoleContext) -> None:
     """Makes what is missing. Raises PrepareError, SourceError or LedgerError."""
-    prepared = prepare(context.run, context.folders, progress=typer.echo)
+    prepared = prepare(context.run, context.folders, progress=_Progress().say)
     identity = Identity.load(context.folders.coordinator_key)
     ledger = Ledger(context.folders.ledger_url)
     try:
@@ -24,3 +29,15 @@ def run(context: RoleContext) -> None:
                 queries.add_shard(connection, shard)
     finally:
         ledger.close()
+
+
+class _Progress:
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        is_percentage = text.endswith("%")
+        if is_percentage and time.monotonic() - self._last < PERCENT_SECONDS:
+            return
+        self._last = time.monotonic()
+        typer.echo(text)
