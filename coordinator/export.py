@@ -4,10 +4,12 @@ Only the weights come from a worker; configuration, generation settings and toke
 here.
 """
 
+import os
 import shutil
 from pathlib import Path
 
 from transformers import GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from coordinator.measuring import Checkpoint
 from coordinator.tokenizer import BOS, EOS, write_hf_tokenizer
@@ -30,8 +32,12 @@ def export_checkpoint(checkpoint: Checkpoint, *, name: str, experts: Path, token
     draft.mkdir()
     model = load(checkpoint.path, checkpoint.shape)
     model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS)
+    disable_progress_bar()
     model.save_pretrained(draft)
     write_hf_tokenizer(tokenizer, draft)
+    for path in draft.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     sync_folder(draft)
     draft.rename(folder)
     sync_folder(experts)

@@ -89,7 +89,7 @@ class DomainResult(Value):
 
 
 class Results(Value):
-    """What results.json holds. `schemes` maps scheme and domain to the name of the expert."""
+    """Everything that was scored. `schemes` maps scheme and domain to the name of the expert."""
 
     run: str
     seed: str
@@ -149,10 +149,12 @@ def result_table(results: Results) -> ResultTable:
 
 
 def results_json(results: Results) -> bytes:
-    """The contents of results.json: UTF-8, indented, every figure in full precision."""
-    text = json.dumps(
-        results.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False
-    )
+    """The contents of results.json: the table and all else, every figure in full precision."""
+    contents = {
+        "table": result_table(results).model_dump(mode="json"),
+        **results.model_dump(mode="json"),
+    }
+    text = json.dumps(contents, indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8") + b"\n"
 
 

@@ -247,7 +247,7 @@ class Scorer:
         schemes = schemes_of(snapshot.assignments, self._run.plan.schemes)
         scores = self._scoring.score(seed, schemes, accepted)
         table = result_table(scores.results)
-        write_atomic(self._folders.root / RESULTS_FILE, results_json(scores.results))
+        write_atomic(self._folders.state / RESULTS_FILE, results_json(scores.results))
         moment = self._now()
         with self._ledger.begin() as connection:
             scores.record_evaluations(connection, moment)

@@ -28,6 +28,7 @@ from protocol.messages import ResultTable, Submission
 from shared import clock
 from shared.blobstore import BlobStore
 from shared.identity import Identity
+from shared.likelihood import label_log_likelihoods
 from shared.model import load
 from shared.shards import Shard, scoring_windows
 from shared.tensorfiles import read_tensors, write_tensors
@@ -323,7 +324,8 @@ def test_a_run_goes_from_nothing_to_a_table(tiny):
         assert row.perplexity["MHo-IHo+seed"] < 0.8 * row.perplexity["seed M"]
     tied = {row.domain: bool(row.tied) for row in table.rows}
     assert tied == {"cooking": False, "drama": False, "python": True}
-    written = json.loads((tiny.folders.root / "results.json").read_text())
+    written = json.loads((tiny.folders.state / "results.json").read_text())
+    assert ResultTable.model_validate(written["table"]) == table
     assert [domain["domain"] for domain in written["domains"]] == ["cooking", "drama", "python"]
 
 
@@ -409,18 +411,27 @@ def test_a_nested_seed_that_is_good_at_its_full_width_only_is_rejected(tiny):
     seed = tiny.rows("seed")[0]
 
     def spoil_prefix(tensors):
-        # The last rows undo what the first ones do, so that only the full width is unchanged.
+        # The last features are the first ones' again, and take back what was added to those.
         for name, tensor in tensors.items():
             if "down_proj" in name:
                 tensor[:, :16] += 10.0
-                tensor[:, 48:] = -tensor[:, :16] + tensor[:, 48:] * 0
+                tensor[:, 48:] = -10.0
             elif "mlp" in name:
                 tensor[48:] = tensor[:16]
 
     file = changed(tiny.train(seed.spec), tiny.folders.root / "prefix.safetensors", spoil_prefix)
+
+    assert mean_on_dev(tiny, file, seed.spec.shape) > -2.5
     state, reason = decision_on(tiny, seed, file)
     assert state is AssignmentState.OPEN
     assert reason == "rejected: worse than a unigram model on held-out text"
+
+
+def mean_on_dev(tiny, file, shape):
+    manifest = tiny.prepared.shard("general", "dev")
+    path = tiny.store.path(manifest.blob.digest)
+    shard = Shard.read(path, vocab_size=manifest.vocab_size)
+    return label_log_likelihoods(load(file, shape), shard, length=32, batch=16).mean()
 
 
 def test_a_copy_of_the_parent_is_rejected_at_full_and_at_narrower_width(tiny):

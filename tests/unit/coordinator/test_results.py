@@ -149,6 +149,7 @@ def test_the_order_of_domains_in_a_scheme_changes_nothing():
 def test_results_json_holds_every_mode_in_full_precision():
     results = results_of("easy")
     loaded = json.loads(results_json(results))
+    assert ResultTable.model_validate(loaded["table"]) == result_table(results)
     scheme = loaded["domains"][0]["schemes"]["MHe-IHo"]
     assert set(scheme) == {
         "average",
