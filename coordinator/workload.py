@@ -74,8 +74,9 @@ def make_work(load: Workload, row: AssignmentRow) -> Work:
 def candidates(load: Workload, *, trusted: Collection[str] | None) -> list[Candidate]:
     """Workers that work or asked for work within the length of a lease.
 
-    One that only beats is left out: nothing may wait for a worker that does not ask. `trusted`
-    None: everybody is.
+    One that only beats is left out: nothing may wait for a worker that does not ask. An idle one
+    is expected when it was told to ask again, and ever later when it does not; the asking one must
+    have asked at `load.now`. `trusted` None: everybody is.
     """
     specs = {row.assignment: row.spec for row in load.assignments}
     running = {attempt.worker: attempt for attempt in load.attempts}
@@ -86,9 +87,11 @@ def candidates(load: Workload, *, trusted: Collection[str] | None) -> list[Candi
         asked = worker.asked_at is not None and load.now - worker.asked_at <= window
         if worker.banned or (attempt is None and not asked):
             continue
-        busy_until = load.now
-        if attempt is not None:
-            busy_until = _busy_until(load, worker, attempt, specs[attempt.assignment])
+        busy_until = (
+            _asks_again_at(load, worker)
+            if attempt is None
+            else _busy_until(load, worker, attempt, specs[attempt.assignment])
+        )
         found.append(
             Candidate(
                 worker=worker.worker,
@@ -98,6 +101,11 @@ def candidates(load: Workload, *, trusted: Collection[str] | None) -> list[Candi
             )
         )
     return found
+
+
+def retry_seconds(heartbeat_seconds: float) -> float:
+    """When a worker that got no work is to ask again."""
+    return heartbeat_seconds / 2
 
 
 def counts(load: Workload) -> str:
@@ -113,6 +121,13 @@ def counts(load: Workload) -> str:
         for row in load.assignments
     )
     return (words or "none yet") + (f"; {waiting} wait for their parent" if waiting else "")
+
+
+def _asks_again_at(load: Workload, worker: WorkerRow) -> float:
+    if worker.asked_at is None or worker.asked_at == load.now:
+        return load.now
+    due = worker.asked_at + retry_seconds(load.heartbeat_seconds)
+    return due if due >= load.now else load.now + (load.now - due)
 
 
 def _busy_until(load: Workload, worker: WorkerRow, attempt: Attempt, spec: ExpertSpec) -> float:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -161,8 +161,9 @@ def coordinator_identity(tmp_path: Path) -> Identity:
 
 
 @pytest.fixture
-def api_settings() -> ApiSettings:
-    return ApiSettings(
+def api_settings(request: pytest.FixtureRequest) -> ApiSettings:
+    """The defaults of the tests; indirect parameters change some."""
+    settings = ApiSettings(
         run="test",
         heartbeat_seconds=HEARTBEAT_SECONDS,
         checkpoint_seconds=5.0,
@@ -170,6 +171,7 @@ def api_settings() -> ApiSettings:
         trust="all",
         url_secret=b"0123456789abcdef",
     )
+    return replace(settings, **getattr(request, "param", {}))
 
 
 @dataclass

@@ -126,9 +126,9 @@ def set_maddrs(connection: Connection, worker: str, maddrs: tuple[str, ...]) -> 
     )
 
 
-def set_asked(connection: Connection, worker: str, now: float) -> None:
-    """The worker asks for work."""
-    connection.execute(update(workers).where(workers.c.worker == worker).values(asked_at=now))
+def set_asked(connection: Connection, worker: str, at: float | None) -> None:
+    """When the worker last asked for work; None: it is not expected to ask again."""
+    connection.execute(update(workers).where(workers.c.worker == worker).values(asked_at=at))
 
 
 def set_certificate(connection: Connection, worker: str, expires_at: float) -> None:

@@ -101,6 +101,7 @@ def submit(context: Context, worker: Worker, assignment: Id, request: Submission
             )
             outcome = _state(context, standing, now)
             if not isinstance(outcome, Refused):
+                queries.set_asked(connection, worker.worker, now)
                 remember_answer(connection, worker, request, outcome, now)
     return unwrap(outcome)
 
@@ -114,6 +115,8 @@ def release(context: Context, worker: Worker, assignment: Id, request: Release) 
         outcome = queries.release_lease(
             connection, assignment, request, worker=worker.worker, now=now
         )
+        if not isinstance(outcome, Refused):
+            queries.set_asked(connection, worker.worker, None)
     return unwrap(_state(context, outcome, now))
 
 

@@ -18,7 +18,7 @@ from coordinator.routes.context import (
     unwrap,
 )
 from coordinator.scheduler import NoWork, choose
-from coordinator.workload import candidates, counts, offerable
+from coordinator.workload import candidates, counts, offerable, retry_seconds
 from protocol.assignments import AssignmentState
 from protocol.errors import ErrorCode
 from protocol.messages import LeaseAnswer, LeaseRequest, Offer, Parent
@@ -137,5 +137,5 @@ def _wait(context: ApiContext, reason: str) -> LeaseAnswer:
     return LeaseAnswer(
         offer=None,
         reason=reason[:MAX_REASON],
-        retry_after_seconds=context.settings.heartbeat_seconds / 2,
+        retry_after_seconds=retry_seconds(context.settings.heartbeat_seconds),
     )
