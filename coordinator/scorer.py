@@ -142,7 +142,7 @@ class Scorer:
                 return self._plan_experts(snapshot)
             case Wait(phase, reason):
                 self._set_phase(phase, reason)
-                return False
+                return phase == "training" and self._scoring.score_ahead(self._seeds["M"], accepted)
             case Score():
                 self._score(snapshot, accepted)
             case Finished():

@@ -45,6 +45,7 @@ class Scoring:
         self._store = store
         self._measurer = measurer
         self._pulse = pulse
+        self._ahead: set[tuple[str, str]] = set()
 
     def seed(self, seed: ExpertSpec, accepted: Mapping[str, queries.AcceptedRow]) -> Model:
         """The seed model of width M: what experts are compared with, and domains classified by."""
@@ -59,6 +60,23 @@ class Scoring:
             domain: perplexity(labels)
             for domain, labels in zip(self._run.domains, measured, strict=True)
         }
+
+    def score_ahead(self, seed: ExpertSpec, accepted: Mapping[str, queries.AcceptedRow]) -> bool:
+        """Measure one accepted model on one domain, while others still train; whether one was left.
+
+        What is measured now is in the cache when all are scored.
+        """
+        experts = [row for row in accepted.values() if row.spec.kind == "expert"]
+        models = [self._model(row, row.spec.shape.ffn_width) for row in experts]
+        for model in [self.seed(seed, accepted), *models]:
+            for domain in self._run.domains:
+                if (model.name, domain) not in self._ahead:
+                    shards = [self._prepared.shard(domain, split) for split in ("dev", "test")]
+                    task = self._pulse.task(f"scoring {model.name}", sum(map(num_labels, shards)))
+                    self._measurer.measure(model.checkpoint, shards, task=task)
+                    self._ahead.add((model.name, domain))
+                    return True
+        return False
 
     def score(
         self,

@@ -72,6 +72,21 @@ def test_scoring_again_computes_nothing_again(tiny):
     assert tiny.snapshot().phase == "finished"
 
 
+def test_experts_are_measured_while_others_still_train(tiny):
+    tiny.to_experts()
+    first, second = tiny.rows("expert")[:2]
+    tiny.hand_in(first)
+    tiny.hand_in(second, worker=1)
+    tiny.settle()
+    assert tiny.snapshot().phase == "training"
+    with tiny.ledger.read() as connection:
+        accepted = queries.accepted(connection)
+    for row in (first, second):
+        digest = accepted[row.spec.digest].manifest.blob("model.safetensors").digest
+        entries = list((tiny.folders.sealed / "likelihoods").glob(f"{digest}-*.npy"))
+        assert len(entries) == 1 + 2 * 3, "its gate shard, and dev and test of three domains"
+
+
 def test_a_role_stopped_while_it_scores_goes_on_from_its_cache(tiny):
     tiny.to_experts()
     rows = tiny.rows("expert")
@@ -79,16 +94,15 @@ def test_a_role_stopped_while_it_scores_goes_on_from_its_cache(tiny):
         tiny.hand_in(row)
     for _ in rows:
         tiny.scorer.step()
-    stop, calls = threading.Event(), []
+    folder = tiny.folders.sealed / "likelihoods"
+    before = {path.name for path in folder.glob("*.sha256")}
+    stop = threading.Event()
 
     def now():
-        calls.append(1)
-        if len(calls) == 30:
+        if len(list(folder.glob("*.sha256"))) >= len(before) + 3:
             stop.set()
         return tiny.time
 
-    folder = tiny.folders.sealed / "likelihoods"
-    before = {path.name for path in folder.glob("*.sha256")}
     with pytest.raises(Stopped):
         tiny.new_scorer(stop=stop, now=now).step()
     during = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.sha256")}
