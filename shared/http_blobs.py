@@ -26,6 +26,9 @@ TIMEOUT = httpx.Timeout(30.0)
 MAX_STALLS = 4
 """Attempts in a row that bring no new piece before a fetch is given up."""
 
+FIRST_PAUSE_SECONDS = 0.25
+"""Before the second attempt; doubled for each one that brings nothing."""
+
 _MAX_LIST_BYTES = 70 * MAX_PIECES + 1024
 _MAX_ERROR_BYTES = 16_384
 
@@ -71,7 +74,7 @@ async def fetch_over_http(
             stalls, missing = (0 if left < missing else stalls + 1), left
             if stalls >= MAX_STALLS:
                 raise TransferFailed(f"blob {ref.digest}: {_words(error)}") from error
-            await asyncio.sleep(0.25 * 2**stalls)
+            await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**stalls)
         except (httpx.HTTPError, httpx.InvalidURL, BadBlob) as error:
             raise TransferFailed(f"blob {ref.digest}: {_words(error)}") from error
 

@@ -91,6 +91,11 @@ class BlobServer:
         self._may_read = may_read
         self._streams: Counter[str] = Counter()
 
+    @property
+    def num_streams(self) -> int:
+        """Streams that are being answered now."""
+        return self._streams.total()
+
     async def serve(
         self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
@@ -113,7 +118,7 @@ class BlobServer:
     def _counted(self, peer: str) -> Iterator[bool]:
         """Whether this peer may have one more stream, counting it while it lasts."""
         streams = self._streams
-        if streams.total() >= MAX_STREAMS or streams[peer] >= MAX_STREAMS_PER_PEER:
+        if self.num_streams >= MAX_STREAMS or streams[peer] >= MAX_STREAMS_PER_PEER:
             yield False
             return
         streams[peer] += 1
@@ -130,7 +135,7 @@ class BlobServer:
         length = int.from_bytes(await _read(reader, 2, FIRST_BYTE_SECONDS), "big")
         if length > _MAX_REQUEST_BYTES:
             raise StreamRefused(f"a request of {length} bytes")
-        request = _Request.model_validate_json(await _read(reader, length))
+        request = _Request.model_validate_json(await _read(reader, length, IDLE_SECONDS))
         if not self._permitted(request.digest, peer):
             await _write_head(writer, Status.UNKNOWN, 0)
         elif request.op == "pieces":
@@ -188,7 +193,7 @@ async def _begin(open_stream: OpenStream, ref: BlobRef, store: BlobStore) -> Par
     async with _asked(open_stream, request) as (length, reader):
         if length > bound:
             raise WrongBytes(f"a piece list of {length} bytes, expected at most {bound}")
-        pieces = PieceList.model_validate_json(await _read(reader, length))
+        pieces = PieceList.model_validate_json(await _read(reader, length, IDLE_SECONDS))
     return await asyncio.to_thread(store.partial, ref, pieces)
 
 
@@ -200,9 +205,8 @@ async def _fetch_run(open_stream: OpenStream, partial: PartialBlob, first: int, 
         if length != left:
             raise WrongBytes(f"{length} bytes offered, expected {left}")
         for index in range(first, last + 1):
-            piece = await _within(
-                PIECE_SECONDS, _read(reader, min(PIECE_BYTES, left)), f"piece {index}"
-            )
+            reading = _read(reader, min(PIECE_BYTES, left), IDLE_SECONDS)
+            piece = await _within(PIECE_SECONDS, reading, f"piece {index}")
             left -= len(piece)
             await asyncio.to_thread(partial.write_piece, index, piece)
 
@@ -227,9 +231,7 @@ async def _asked(
         writer.close()
 
 
-async def _read(
-    reader: asyncio.StreamReader, length: int, idle_seconds: float = IDLE_SECONDS
-) -> bytes:
+async def _read(reader: asyncio.StreamReader, length: int, idle_seconds: float) -> bytes:
     """Exactly `length` bytes, which the caller has bounded."""
     data = bytearray()
     while len(data) < length:

@@ -1,7 +1,7 @@
 """Real peers on loopback: real keys, certificates, libp2p daemons and blob stores."""
 
-import time
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 
 from protocol.certificates import SignedCertificate
 from shared.blobstore import BlobStore
+from shared.clock import now
 from shared.identity import Identity, sign_certificate
 from shared.swarm.peer import Peer
 
@@ -34,7 +35,7 @@ class LoopbackSwarm:
     def certificate(self, peer: str, *, seconds: int = 3600, run: str = RUN) -> SignedCertificate:
         """What the coordinator certifies of `peer`, good for `seconds` from now."""
         return sign_certificate(
-            self.coordinator, peer=peer, run=run, expires_at=int(time.time()) + seconds
+            self.coordinator, peer=peer, run=run, expires_at=int(now()) + seconds
         )
 
     def store(self, name: str) -> BlobStore:
@@ -64,6 +65,12 @@ class LoopbackSwarm:
         for peer in reversed(self.peers):
             await peer.stop()
 
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Return when `condition` holds; TimeoutError if it does not within 20 s."""
+        async with asyncio.timeout(20):
+            while not await condition():  # noqa: ASYNC110 - peers have no event for each condition
+                await asyncio.sleep(0.02)
+
 
 @pytest.fixture
 async def loopback_swarm(tmp_path: Path) -> AsyncIterator[LoopbackSwarm]:
@@ -71,9 +78,3 @@ async def loopback_swarm(tmp_path: Path) -> AsyncIterator[LoopbackSwarm]:
     swarm = LoopbackSwarm(tmp_path)
     yield swarm
     await swarm.stop()
-
-
-@pytest.fixture
-def loopback_swarm_factory() -> Callable[[Path], LoopbackSwarm]:
-    """For tests that decide themselves when the swarm stops."""
-    return LoopbackSwarm

@@ -1,0 +1,130 @@
+"""Fetching over a real connection that breaks off, and answers that no network role would give."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from protocol.blobs import BlobRef, PieceList
+from protocol.digests import PIECE_BYTES
+from shared.blobstore import BlobStore
+from shared.http_blobs import TransferFailed, fetch_over_http
+
+DATA = random.Random(5).randbytes(PIECE_BYTES + 1000)
+
+
+class BreakingServer:
+    """Answers the three requests of a fetch; its first `breaks` bodies end after `kept` bytes."""
+
+    def __init__(self, pieces: PieceList, *, breaks: int, kept: int) -> None:
+        self.pieces = pieces
+        self.breaks, self.kept = breaks, kept
+        self.ranges: list[str] = []
+        self.port = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        path = lines[0].split()[1]
+        headers = {name.lower(): value for name, _, value in (x.partition(": ") for x in lines[1:])}
+        if path.startswith("/v1/"):
+            location = f"http://127.0.0.1:{self.port}/blobs/x?signed=1"
+            self._write(writer, "307 Temporary Redirect", b"", f"location: {location}")
+        elif path.startswith("/blobs/x/pieces?signed=1"):
+            self._write(writer, "200 OK", self.pieces.model_dump_json().encode())
+        else:
+            self._send_range(writer, headers["range"])
+        await writer.drain()
+        writer.close()
+
+    def _send_range(self, writer: asyncio.StreamWriter, wanted: str) -> None:
+        self.ranges.append(wanted)
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        data = DATA[int(first) : int(last) + 1]
+        span = f"content-range: bytes {first}-{last}/{len(DATA)}"
+        kept = self.kept if self.breaks > 0 else len(data)
+        self.breaks -= 1
+        self._write(writer, "206 Partial Content", data, span, kept=kept)
+
+    def _write(
+        self, writer: asyncio.StreamWriter, status: str, body: bytes, *lines: str, kept: int = -1
+    ) -> None:
+        head = [f"HTTP/1.1 {status}", f"content-length: {len(body)}", "connection: close", *lines]
+        writer.write("\r\n".join([*head, "", ""]).encode() + body[: kept if kept >= 0 else None])
+
+
+@pytest.fixture
+def ref_and_pieces(tmp_path: Path) -> tuple[BlobRef, PieceList]:
+    source = BlobStore(tmp_path / "source")
+    ref = source.add_bytes(DATA)
+    return ref, source.pieces(ref.digest)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient() as client:
+        yield client
+
+
+async def _serve(server: BreakingServer) -> asyncio.Server:
+    listening = await asyncio.start_server(server.answer, "127.0.0.1", 0)
+    server.port = listening.sockets[0].getsockname()[1]
+    return listening
+
+
+async def test_a_broken_connection_is_taken_up_at_the_first_missing_piece(
+    client: httpx.AsyncClient, tmp_path: Path, ref_and_pieces: tuple[BlobRef, PieceList]
+) -> None:
+    ref, pieces = ref_and_pieces
+    server = BreakingServer(pieces, breaks=1, kept=PIECE_BYTES + 7)
+    store = BlobStore(tmp_path / "mine")
+    async with await _serve(server):
+        await fetch_over_http(client, f"http://127.0.0.1:{server.port}/v1/blobs/x", ref, store)
+    assert store.read(ref, max_bytes=len(DATA)) == DATA
+    last = len(DATA) - 1
+    assert server.ranges == [f"bytes=0-{last}", f"bytes={PIECE_BYTES}-{last}"]
+
+
+async def test_a_connection_that_always_breaks_is_given_up_and_its_pieces_kept(
+    client: httpx.AsyncClient,
+    tmp_path: Path,
+    ref_and_pieces: tuple[BlobRef, PieceList],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shared.http_blobs.MAX_STALLS", 2)
+    monkeypatch.setattr("shared.http_blobs.FIRST_PAUSE_SECONDS", 0.01)
+    ref, pieces = ref_and_pieces
+    server = BreakingServer(pieces, breaks=99, kept=10)
+    store = BlobStore(tmp_path / "mine")
+    store.partial(ref, pieces).write_piece(0, DATA[:PIECE_BYTES])
+    async with await _serve(server):
+        with pytest.raises(TransferFailed):
+            await fetch_over_http(client, f"http://127.0.0.1:{server.port}/v1/blobs/x", ref, store)
+    assert len(server.ranges) == 2
+    arriving = store.arriving(ref.digest)
+    assert arriving is not None
+    assert arriving.missing() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (200, b"the bytes themselves", "answered 200, expected 307"),
+        (500, b"<html>", "answered 500"),
+        (403, b'{"code":"banned","message":"ask the operator"}', "403 banned: ask the operator"),
+    ],
+)
+async def test_what_the_api_says_instead_of_a_url_is_the_reason(
+    tmp_path: Path, status: int, body: bytes, reason: str
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, content=body))
+    async with httpx.AsyncClient(transport=transport) as client:
+        with pytest.raises(TransferFailed, match=reason):
+            await fetch_over_http(
+                client,
+                "http://api/v1/blobs/x",
+                BlobRef(digest="0" * 64, size=1),
+                BlobStore(tmp_path),
+            )
