@@ -17,15 +17,12 @@ from shared.files import sync_folder
 from shared.model import load
 
 
-def export_checkpoint(checkpoint: Checkpoint, *, name: str, experts: Path, tokenizer: Path) -> Path:
-    """Write the folder `experts`/`name` and return it: whole, or not there at all.
+def export_checkpoint(checkpoint: Checkpoint, *, name: str, experts: Path, tokenizer: Path) -> None:
+    """Write the folder `experts`/`name`, which must not be there: whole, or not at all.
 
-    A wider file is narrowed to the checkpoint's width. A folder of that name is left as it is: the
-    name holds the digest of the spec. Raises TensorFileError for a file that does not fit.
+    A wider file is narrowed to the checkpoint's width. Raises TensorFileError for a file that does
+    not fit.
     """
-    folder = experts / name
-    if folder.exists():
-        return folder
     experts.mkdir(parents=True, exist_ok=True)
     draft = experts / f".{name}.writing"
     shutil.rmtree(draft, ignore_errors=True)
@@ -39,6 +36,5 @@ def export_checkpoint(checkpoint: Checkpoint, *, name: str, experts: Path, token
         with path.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(draft)
-    draft.rename(folder)
+    draft.rename(experts / name)
     sync_folder(experts)
-    return folder

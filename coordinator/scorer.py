@@ -183,14 +183,17 @@ class Scorer:
 
     def _export(self, row: queries.AcceptedRow) -> None:
         for width in widths_of(row.spec):
-            folder = export_checkpoint(
+            self._pulse.tick()
+            name = checkpoint_name(row.spec, ffn_width=width)
+            if (self._folders.experts / name).exists():
+                continue
+            export_checkpoint(
                 checkpoint_at(self._store, row.spec, row.manifest, width),
-                name=checkpoint_name(row.spec, ffn_width=width),
+                name=name,
                 experts=self._folders.experts,
                 tokenizer=self._folders.tokenizer,
             )
-            self._log.info("exported %s", facts(folder=folder))
-            self._pulse.tick()
+            self._log.info("exported %s", facts(expert=name))
         self._exported.add(row.spec.digest)
 
     def _plan_seeds(self) -> None:
