@@ -26,7 +26,7 @@ JOIN_SECONDS = 30.0
 CALL_SECONDS = 10.0
 CONNECT_SECONDS = 10.0
 OPEN_SECONDS = 15.0
-STOP_SECONDS = 5.0
+STOP_SECONDS = 3.0
 _RPC_SECONDS = 5.0
 _CACHED_RECORDS = 1024
 _ANY_PORT = re.compile(r"/tcp/0(?=/|$)")
@@ -108,10 +108,9 @@ class Daemon:
     async def rejoin(self, bootstrap: Sequence[str]) -> bool:
         """Meet the bootstrap peers again, in case a side forgot the other. True: one answered."""
         answered = False
-        for maddr in bootstrap:
-            peer = maddr.rpartition("/p2p/")[2]
+        for peer, maddrs in by_peer(bootstrap).items():
             with contextlib.suppress(SwarmUnavailable):
-                await self.connect(peer, (maddr,))
+                await self.connect(peer, maddrs)
                 ping = self._node.protocol.call_ping(PeerID.from_base58(peer))
                 answered |= await bounded(ping, CALL_SECONDS, f"ping of {peer}") is not None
         return answered
@@ -156,6 +155,15 @@ class Daemon:
         return await self._p2p.call_binary_stream_handler(PeerID.from_base58(peer), protocol)
 
 
+def by_peer(peers: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Peer id to addresses, of peer ids and of multiaddresses that end in /p2p/ID."""
+    addresses: dict[str, tuple[str, ...]] = {}
+    for entry in peers:
+        maddr, _, peer = entry.rpartition("/p2p/")
+        addresses[peer] = addresses.get(peer, ()) + ((entry,) if maddr else ())
+    return addresses
+
+
 async def bounded(awaitable: Awaitable[Any], seconds: float, what: str) -> Any:
     """The result of a call into hivemind, which may hang or raise anything."""
     try:
@@ -168,9 +176,18 @@ async def bounded(awaitable: Awaitable[Any], seconds: float, what: str) -> Any:
         raise SwarmUnavailable(f"{what}: {error or type(error).__name__}") from error
 
 
+class _TidyP2P(P2P):
+    """Also removes the socket of a daemon that was killed or never came up."""
+
+    def _terminate(self) -> None:
+        super()._terminate()
+        with contextlib.suppress(OSError, AttributeError):
+            os.remove(self._daemon_listen_maddr["unix"])
+
+
 async def _start_p2p(settings: DaemonSettings) -> Any:
     """TCP only, no relays and no port mapping: what others can dial is what the operator says."""
-    return await P2P.create(
+    return await _TidyP2P.create(
         identity_path=settings.identity_path,
         check_if_identity_free=False,
         host_maddrs=list(settings.listen) or None,
@@ -215,9 +232,6 @@ async def _stop_p2p(p2p: Any) -> None:
         await p2p._child.wait()
     tasks = [task for task in (p2p._listen_task, p2p._reader_task) if task is not None]
     await asyncio.gather(*tasks, return_exceptions=True)
-    # A killed daemon leaves its socket behind.
-    with contextlib.suppress(OSError):
-        os.remove(p2p.daemon_listen_maddr["unix"])
 
 
 async def _maddrs(p2p: Any) -> tuple[str, ...]:

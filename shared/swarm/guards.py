@@ -48,6 +48,7 @@ def prepare_hivemind() -> None:
     """
     os.environ.setdefault("GOLOG_LOG_LEVEL", "fatal")
     use_hivemind_log_handler("nowhere")
+    logging.addLevelName(logging.WARNING, "WARNING")
     logging.getLogger("hivemind").setLevel(os.environ.get("HIVEMIND_LOGLEVEL", "WARNING"))
     if not getattr(MSGPackSerializer, "hdee_guarded", False):
         MSGPackSerializer.hdee_guarded = True

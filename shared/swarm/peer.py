@@ -22,7 +22,7 @@ from protocol.values import Value
 from shared.blobstore import BlobMissing, BlobStore
 from shared.clock import now
 from shared.identity import Identity
-from shared.swarm.daemon import Daemon, DaemonSettings
+from shared.swarm.daemon import Daemon, DaemonSettings, by_peer
 from shared.swarm.daemon import SwarmUnavailable as SwarmUnavailable
 from shared.swarm.guards import RequestGuard, SignedRecordValidator, prepare_hivemind
 from shared.swarm.streams import PROTOCOL, BlobServer, StreamRefused, WrongBytes, fetch_from
@@ -142,15 +142,14 @@ class Peer:
 
         Tries `providers` first, peer ids or full multiaddresses, then those in the DHT, each once;
         a failed one's verified pieces are kept. A peer that sent wrong bytes is not asked for this
-        blob again. Raises FetchFailed with every reason.
+        blob again. Raises FetchFailed with every reason, OSError if this machine's disk fails.
         """
         if store.has(ref.digest):
             return self.peer_id
         failures: list[str] = []
         tried = {self.peer_id}
-        given = _addresses(providers)
-        for source in (given, None):
-            found = source if source is not None else await self._found(ref.digest)
+        for given in (by_peer(providers), None):
+            found = given if given is not None else await self._found(ref.digest)
             for peer, maddrs in found.items():
                 if peer in tried or (ref.digest, peer) in self._dropped:
                     continue
@@ -277,12 +276,3 @@ class Peer:
             if len(self._dropped) > _MAX_DROPPED:
                 self._dropped.popitem(last=False)
             raise
-
-
-def _addresses(providers: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Peer id to addresses, of peer ids and of multiaddresses that end in /p2p/ID."""
-    addresses: dict[str, tuple[str, ...]] = {}
-    for provider in providers:
-        maddr, _, peer = provider.rpartition("/p2p/")
-        addresses[peer] = addresses.get(peer, ()) + ((provider,) if maddr else ())
-    return addresses

@@ -17,7 +17,7 @@ import pytest
 from protocol.blobs import BlobRef
 from protocol.digests import PIECE_BYTES
 from protocol.records import HeadRecord, head_key, provider_key
-from shared.swarm.daemon import DaemonSettings
+from shared.swarm.daemon import DaemonSettings, by_peer
 from shared.swarm.peer import FetchFailed, SwarmUnavailable
 
 DATA = random.Random(7).randbytes(2 * PIECE_BYTES + 99)
@@ -282,6 +282,11 @@ async def test_stopping_leaves_no_process_and_no_task(loopback_swarm: Any) -> No
 
 def _daemons() -> set[int]:
     return {child.pid for child in psutil.Process().children() if child.name() == "p2pd"}
+
+
+def test_peers_are_named_by_id_or_by_any_of_their_addresses() -> None:
+    first, second = "/ip4/1.2.3.4/tcp/1/p2p/A", "/ip6/::1/tcp/1/p2p/A"
+    assert by_peer([first, "B", second, "B"]) == {"A": (first, second), "B": ()}
 
 
 def test_a_restart_keeps_the_ports_that_were_given(tmp_path: Path) -> None:
