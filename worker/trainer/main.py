@@ -73,6 +73,6 @@ def _run(path: Path, stop: threading.Event) -> None:
 
 
 def _end_at_once() -> None:
-    """Nobody reads our events any more; the newest checkpoint is what the next trainer starts from."""
+    """Nobody reads our events any more; the next trainer starts from the newest checkpoint."""
     _log.error("stdin is closed: the parent is gone")
     os._exit(1)

@@ -113,14 +113,17 @@ class Optimizer:
     def moments(self) -> dict[str, npt.NDArray[np.float32]]:
         """Both moments of every weight, named as in `tensorfiles.optimizer_tensors`.
 
-        Zero where a weight is frozen or was never updated.
+        Zero where a weight is frozen or was never updated. The arrays may share the optimizer's own
+        memory: use them before the next step.
         """
         result: dict[str, npt.NDArray[np.float32]] = {}
         for moment in ("exp_avg", "exp_avg_sq"):
             full = {name: torch.zeros(w.shape) for name, w in self._all_weights.items()}
             for block in self._blocks:
                 state = self._adam.state.get(block.parameter)
-                if state:
+                if state and state[moment].shape == block.weight.shape:
+                    full[block.name] = state[moment].cpu()
+                elif state:
                     block.part_of(full[block.name]).copy_(state[moment])
             result.update({f"{moment}.{name}": tensor.numpy() for name, tensor in full.items()})
         return result
