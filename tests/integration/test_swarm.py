@@ -172,6 +172,30 @@ async def test_the_swarm_meets_again_after_the_bootstrap_peer_was_killed(
     assert await late.fetch_blob(ref, loopback_swarm.store("late")) == owner.peer_id
 
 
+async def test_a_daemon_that_died_while_the_coordinator_was_away_comes_back_with_it(
+    loopback_swarm: Any,
+) -> None:
+    coordinator = await loopback_swarm.start("coordinator")
+    worker = await loopback_swarm.start("worker")
+    listen = coordinator.maddrs[0].partition("/p2p/")[0]
+    ref = loopback_swarm.store("worker").add_bytes(b"weights")
+    assert await worker.announce_blob(ref)
+    await coordinator.stop()
+    os.kill(worker.daemon_pid, signal.SIGKILL)
+    await loopback_swarm.until(_is(lambda: not worker.healthy))
+    with pytest.raises(FetchFailed):
+        await worker.fetch_blob(BlobRef(digest="0" * 64, size=1), loopback_swarm.store("worker"))
+    again = await loopback_swarm.start("coordinator", listen=[listen], bootstrap=[])
+    assert again.maddrs == coordinator.maddrs
+
+    async def announced() -> bool:
+        return bool(await again.providers(ref.digest))
+
+    await loopback_swarm.until(announced)
+    assert worker.restarts == 1
+    assert await again.fetch_blob(ref, loopback_swarm.store("coordinator")) == worker.peer_id
+
+
 STOCK_READER = """
 import asyncio, json, sys
 from hivemind.dht.node import DHTNode
