@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from coordinator.folders import RunFolders
+from shared.compute import compute_environment
 from shared.retry import backoff_seconds
 
 log = logging.getLogger(__name__)
 
 ROLES = ("api", "network", "scorer")
 STOP_SECONDS = 15.0
+SCORER_THREADS = 2
 STEADY_SECONDS = 30.0
 """A role that lived this long is not counted as failing again when it dies."""
 
@@ -98,6 +100,7 @@ class Supervisor:
             "--supervised",
             *self._arguments,
             stdin=asyncio.subprocess.PIPE,
+            env=compute_environment(SCORER_THREADS),
             # Ctrl-C reaches the whole terminal group; the supervisor alone decides what it means.
             start_new_session=True,
         )

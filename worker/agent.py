@@ -36,6 +36,7 @@ class Agent:
         self._stopping = asyncio.Event()
         self._undelivered: set[str] = set()
         self._failures = 0
+        self._idle_reason = ""
 
     def stop(self) -> None:
         """Finish the step, write a checkpoint, give the lease back, return from `run`."""
@@ -93,7 +94,7 @@ class Agent:
                 self.screen.say("the run is finished, thank you")
                 return True
             else:
-                log.info("no work: %s", answer.reason)
+                self._idle(answer.reason)
                 await self._pause(answer.retry_after_seconds)
         return False
 
@@ -164,6 +165,11 @@ class Agent:
             memory_bytes=self.settings.memory_bytes,
             folder=self.folder.root,
         )
+
+    def _idle(self, reason: str) -> None:
+        if reason != self._idle_reason:
+            self.screen.say(f"waiting: {reason}")
+        self._idle_reason = reason
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -1,7 +1,6 @@
 """What this machine can do for the swarm, measured in a child process and cut to the owner's caps."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from protocol.capability import Capability
+from shared.compute import compute_environment
 
 _CALIBRATION_SECONDS = 180.0
 _MAX_NAME = 120
@@ -121,7 +121,7 @@ def _calibrate(device: str, num_threads: int) -> dict[str, Any]:
             text=True,
             timeout=_CALIBRATION_SECONDS,
             check=False,
-            env={**os.environ, "OMP_NUM_THREADS": str(num_threads)},
+            env=compute_environment(num_threads),
         )
     except subprocess.TimeoutExpired as error:
         raise CapabilityError(f"measuring took more than {_CALIBRATION_SECONDS:.0f} s") from error

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from shared.compute import compute_environment
 from worker.trainer.assignment import TrainerAssignment
 
 STOP_SECONDS = 60.0
@@ -46,7 +46,7 @@ class TrainerProcess:
                 limit=MAX_LINE_BYTES,
                 # Ctrl-C reaches the whole terminal group; the agent alone decides what it means.
                 start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(self._assignment.num_threads)},
+                env=compute_environment(self._assignment.num_threads),
             )
         return self
 

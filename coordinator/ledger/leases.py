@@ -62,7 +62,7 @@ def offer_assignment(
             reason="",
         )
     )
-    store_standing(connection, after, reason="offered", now=now)
+    store_standing(connection, after, reason=terms.reason, now=now)
     _record(connection, "offer", after, now, reason=terms.reason)
     return after
 
@@ -83,7 +83,7 @@ def acknowledge_lease(
     if isinstance(after, Refused) or after == standing:
         return after
     connection.execute(_attempt_update(after).values(state="running", progressed_at=now))
-    store_standing(connection, after, reason="training", now=now)
+    store_standing(connection, after, now=now)
     _record(connection, "acknowledge", after, now)
     return after
 
