@@ -18,7 +18,9 @@ from shared.identity import Identity
 
 __all__ = ["ApiSettings", "create_app", "tick"]
 
-TICK_SECONDS = 1.0
+MAX_TICK_SECONDS = 1.0
+TICKS_A_HEARTBEAT = 4
+"""A gap of a heartbeat between ticks counts as downtime, so there must be several in one."""
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +71,10 @@ def tick(context: ApiContext) -> None:
 
 
 async def _tick_forever(context: ApiContext) -> None:
+    pause = min(MAX_TICK_SECONDS, context.settings.heartbeat_seconds / TICKS_A_HEARTBEAT)
     while True:
         try:
             await asyncio.to_thread(tick, context)
         except SQLAlchemyError:
             log.exception("the ledger could not be written; trying again")
-        await asyncio.sleep(TICK_SECONDS)
+        await asyncio.sleep(pause)
