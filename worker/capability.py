@@ -1,4 +1,4 @@
-"""What this machine can do for the swarm, measured in a child process and cut to the owner's caps."""
+"""What this machine can do for the swarm, measured in a child process, within its owner's caps."""
 
 import json
 import subprocess

@@ -1,0 +1,127 @@
+"""Counts that a real model confirms, and how the estimates move."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.specs import ExpertSpec, ModelShape
+from shared import model as models
+from shared.sizing import (
+    checkpoint_bytes,
+    disk_bytes,
+    expert_bytes,
+    matmul_parameters,
+    num_parameters,
+    step_flops,
+    train_flops,
+    training_memory_bytes,
+)
+from shared.tensorfiles import model_tensors
+
+DEMO = ModelShape(
+    vocab_size=4096,
+    hidden_size=128,
+    num_layers=4,
+    num_heads=4,
+    ffn_width=512,
+    context_length=256,
+)
+
+shapes = st.builds(
+    lambda heads, size, **other: ModelShape(num_heads=heads, hidden_size=2 * heads * size, **other),
+    heads=st.integers(1, 3),
+    size=st.integers(1, 4),
+    vocab_size=st.integers(4, 40),
+    num_layers=st.integers(1, 3),
+    ffn_width=st.integers(1, 20),
+    context_length=st.integers(1, 16),
+)
+
+
+def spec_of(make, shape: ModelShape, **changes: object) -> ExpertSpec:
+    return make.spec().model_copy(update={"shape": shape, **changes})
+
+
+@pytest.mark.parametrize("ffn_width", [1, 48])
+def test_parameters_are_those_of_the_real_model(ffn_width: int) -> None:
+    shape = DEMO.model_copy(update={"ffn_width": ffn_width, "num_layers": 2})
+    model = models.build(shape, rng_seed=0)
+    assert num_parameters(shape) == sum(p.numel() for p in model.parameters())
+    outside = {"model.embed_tokens.weight"}
+    assert matmul_parameters(shape) == sum(
+        p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name not in outside
+    )
+
+
+@given(shapes)
+def test_parameters_are_those_that_a_file_must_hold(shape: ModelShape) -> None:
+    total = 0
+    for _, form in model_tensors(shape).values():
+        size = 1
+        for extent in form:
+            size *= extent
+        total += size
+    assert num_parameters(shape) == total
+
+
+def test_the_papers_medium_model_has_113_million_parameters_in_its_body() -> None:
+    medium = ModelShape(
+        vocab_size=128_002,
+        hidden_size=768,
+        num_layers=12,
+        num_heads=12,
+        ffn_width=3072,
+        context_length=1024,
+    )
+    embeddings = 2 * medium.vocab_size * medium.hidden_size
+    assert (num_parameters(medium) - embeddings) / 1e6 == pytest.approx(113.3, abs=0.05)
+    assert matmul_parameters(medium) / 1e6 == pytest.approx(211.6, abs=0.05)
+
+
+def test_flops_of_a_step_follow_the_matrix_multiplications(make) -> None:
+    spec = spec_of(make, DEMO)
+    tokens = spec.train.tokens_per_step
+    attention = 6 * 4 * 128 * spec.train.sequence_length * tokens
+    assert step_flops(spec) == 6 * matmul_parameters(DEMO) * tokens + attention
+    assert train_flops(spec) == spec.train.num_steps * step_flops(spec)
+
+
+def test_a_nested_step_costs_the_mean_over_its_widths(make) -> None:
+    nested = spec_of(make, DEMO, nested_widths=(384, 512))
+    narrow = spec_of(make, DEMO.model_copy(update={"ffn_width": 384}))
+    assert step_flops(nested) == (step_flops(narrow) + step_flops(spec_of(make, DEMO))) / 2
+
+
+def test_a_symmetric_choice_of_widths_costs_what_equal_ones_do(make) -> None:
+    costs = [
+        step_flops(spec_of(make, DEMO.model_copy(update={"ffn_width": width})))
+        for width in (384, 512, 640)
+    ]
+    assert costs[0] + costs[2] == pytest.approx(2 * costs[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_memory_grows_with_width_and_with_the_micro_batch(make, device: str) -> None:
+    spec = spec_of(make, DEMO)
+    wider = spec_of(make, DEMO.model_copy(update={"ffn_width": 640}))
+    train = spec.train.model_copy(update={"micro_batch": 2 * spec.train.micro_batch})
+    fuller = spec.model_copy(update={"train": train})
+    base = training_memory_bytes(spec, device=device)
+    assert training_memory_bytes(wider, device=device) > base
+    assert training_memory_bytes(fuller, device=device) > base
+
+
+def test_accumulation_costs_no_memory(make) -> None:
+    spec = spec_of(make, DEMO)
+    train = spec.train.model_copy(update={"accumulation": 8})
+    longer = spec.model_copy(update={"train": train})
+    assert training_memory_bytes(longer, device="cpu") == training_memory_bytes(spec, device="cpu")
+
+
+def test_file_sizes_bound_real_files(make, tmp_path) -> None:
+    spec = make.spec()
+    models.save(models.build(spec.shape, rng_seed=0), tmp_path / "model.safetensors")
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert 4 * num_parameters(spec.shape) < size <= expert_bytes(spec)
+    assert checkpoint_bytes(spec) > 3 * size
+    assert disk_bytes(spec) > 3 * checkpoint_bytes(spec)
