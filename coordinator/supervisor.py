@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
 import signal
 import sys
@@ -18,7 +19,6 @@ log = logging.getLogger(__name__)
 
 ROLES = ("api", "network", "scorer")
 STOP_SECONDS = 15.0
-SCORER_THREADS = 2
 STEADY_SECONDS = 30.0
 """A role that lived this long is not counted as failing again when it dies."""
 
@@ -100,7 +100,7 @@ class Supervisor:
             "--supervised",
             *self._arguments,
             stdin=asyncio.subprocess.PIPE,
-            env=compute_environment(SCORER_THREADS),
+            env=compute_environment(os.cpu_count() or 1),
             # Ctrl-C reaches the whole terminal group; the supervisor alone decides what it means.
             start_new_session=True,
         )

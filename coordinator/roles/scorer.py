@@ -1,6 +1,7 @@
 """The scorer: verification, planning, ensembles. Torch, no network."""
 
 import logging
+import os
 import signal
 import threading
 
@@ -33,6 +34,7 @@ def run(context: RoleContext) -> None:
             stop=stop,
             now=now,
             log=logging.getLogger("coordinator.scorer"),
+            num_threads=os.cpu_count() or 1,
         )
     finally:
         ledger.close()

@@ -72,7 +72,7 @@ def running_experts(swarm: Swarm):
     ]
 
 
-@pytest.fixture()
+@pytest.fixture
 def swarm(tmp_path):
     with Swarm(tmp_path, steps=STEPS) as swarm:
         yield swarm
