@@ -39,7 +39,7 @@ def learning_rate(train: TrainSpec, update: int) -> float:
     Linear to the peak at `warmup_steps`, then a cosine to the final rate at `schedule_steps`.
     """
     if update <= train.warmup_steps:
-        return train.peak_learning_rate * update / train.warmup_steps
+        return train.peak_learning_rate * (update / train.warmup_steps)
     done = (update - train.warmup_steps) / (train.schedule_steps - train.warmup_steps)
     swing = train.peak_learning_rate - train.final_learning_rate
     return train.final_learning_rate + swing * (1 + cos(pi * done)) / 2
