@@ -48,21 +48,21 @@ max_bytes = 400_000
 [[general.sources]]
 path = "{stdlib}/email/*.py"
 document = "paragraphs:2000"
-[domains.codecs]
-max_bytes = 200_000
-[[domains.codecs.sources]]
-path = "{stdlib}/encodings/*.py"
-document = "paragraphs:1500"
+[domains.processes]
+max_bytes = 250_000
+[[domains.processes.sources]]
+path = "{stdlib}/multiprocessing/*.py"
+document = "paragraphs:500"
 [domains.asyncio]
-max_bytes = 200_000
+max_bytes = 250_000
 [[domains.asyncio.sources]]
 path = "{stdlib}/asyncio/*.py"
-document = 'split:(?m)^(?=(?:async def|class|def) )'
+document = "paragraphs:500"
 [domains.topics]
-max_bytes = 200_000
+max_bytes = 250_000
 [[domains.topics.sources]]
 path = "topics/*.txt"
-document = "paragraphs:800"
+document = "paragraphs:500"
 [seed]
 kind = "nested"
 [seed.recipe]
@@ -191,6 +191,9 @@ class Swarm:
             value = condition()
             if value:
                 return value
+            coordinator = self.processes.get("coordinator")
+            if coordinator is not None and coordinator.poll() is not None:
+                raise AssertionError(f"the coordinator ended: {what}\n{self.last_words()}")
             POLL.wait(0.2)
         raise AssertionError(f"not within {seconds} s: {what}\n{self.last_words()}")
 
