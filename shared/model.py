@@ -7,7 +7,6 @@ Importing this module loads torch and transformers, which takes seconds.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaMLP,
     LlamaRotaryEmbedding,
 )
+from typing_extensions import override
 
 from protocol.specs import ModelShape
 from shared.shards import BOS_ID
@@ -105,29 +105,37 @@ def save(model: LlamaForCausalLM, path: Path) -> None:
 def ffn_prefix(model: LlamaForCausalLM, width: int) -> Iterator[None]:
     """Inside, the model computes with the first `width` features of every FFN only.
 
-    Gradients reach the full weights; those of the other rows are zero. Raises ValueError for a
-    width that the model does not have.
+    For a model that this module made. Gradients reach the full weights; those of the other rows are
+    zero. Raises ValueError for a width that the model does not have.
     """
     full = model.config.intermediate_size
     if not 1 <= width <= full:
         raise ValueError(f"width {width}: expected from 1 to {full}")
-    if width == full:
-        yield
-        return
     mlps = [layer.mlp for layer in model.model.layers]
     for mlp in mlps:
-        mlp.forward = partial(_prefix_forward, mlp, width)
+        mlp.width = width
     try:
         yield
     finally:
         for mlp in mlps:
-            del mlp.forward
+            mlp.width = full
 
 
-def _prefix_forward(mlp: LlamaMLP, width: int, x: torch.Tensor) -> torch.Tensor:
-    gate = functional.linear(x, mlp.gate_proj.weight[:width])
-    up = functional.linear(x, mlp.up_proj.weight[:width])
-    return functional.linear(mlp.act_fn(gate) * up, mlp.down_proj.weight[:, :width])
+class PrefixMLP(LlamaMLP):
+    """An FFN that computes with its first `width` features.
+
+    The width is a plain attribute of the module, so that a compiled model keeps one graph a width.
+    """
+
+    width: int
+
+    @override
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.width == self.intermediate_size:
+            return super().forward(x)
+        gate = functional.linear(x, self.gate_proj.weight[: self.width])
+        up = functional.linear(x, self.up_proj.weight[: self.width])
+        return functional.linear(self.act_fn(gate) * up, self.down_proj.weight[:, : self.width])
 
 
 def _empty(shape: ModelShape) -> LlamaForCausalLM:
@@ -135,6 +143,9 @@ def _empty(shape: ModelShape) -> LlamaForCausalLM:
     config = llama_config(shape)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
+        for layer in model.model.layers:
+            layer.mlp = PrefixMLP(config)
+            layer.mlp.width = shape.ffn_width
     model.to_empty(device="cpu")
     model.model.rotary_emb = LlamaRotaryEmbedding(config=config)
     return model

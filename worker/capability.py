@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil  # type: ignore[import-untyped]
 
-from protocol.capability import Capability
+from protocol.capability import Capability, Device
 from shared.compute import compute_environment
 
 _CALIBRATION_SECONDS = 180.0
@@ -34,6 +34,8 @@ def probe(
     the worker keeps its files. Raises CapabilityError.
     """
     threads = _threads(num_threads)
+    if device is not None and device not in get_args(Device):
+        raise CapabilityError(f"device {device!r}: expected one of {', '.join(get_args(Device))}")
     answer = _calibrate(device or "auto", threads)
     total, free = _memory()
     if answer["total_memory_bytes"] is not None:

@@ -10,6 +10,8 @@ from shared.ensemble import perplexity
 from shared.likelihood import label_log_likelihoods, unigram_log_likelihoods
 from shared.shards import BOS_ID, Shard, scoring_windows
 
+torch.set_num_threads(1)
+
 SHAPE = ModelShape(
     vocab_size=64,
     hidden_size=16,

@@ -12,6 +12,8 @@ from protocol.specs import ExpertSpec, TrainSpec
 from shared import model as models
 from worker.trainer.optim import Optimizer, drawn_width, is_trained, learning_rate
 
+torch.set_num_threads(1)
+
 PAPER = TrainSpec(
     num_steps=500,
     schedule_steps=600,

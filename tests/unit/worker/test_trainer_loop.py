@@ -23,6 +23,11 @@ from worker.trainer.main import classify
 Assign = Callable[..., TrainerAssignment]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    loop.prepare_torch("cpu", 1)
+
+
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     """Documents that repeat themselves, so that there is something to learn."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from protocol.specs import ExpertSpec
+from shared.compute import compute_environment
 from shared.shards import BOS_ID, write_shard
 from worker.trainer import loop
 from worker.trainer.assignment import TrainerAssignment
@@ -25,6 +26,11 @@ def nested_spec(make) -> ExpertSpec:
     spec = make.spec(ffn_width=48, num_steps=400)
     train = spec.train.model_copy(update={"micro_batch": 4, "accumulation": 2})
     return spec.model_copy(update={"nested_widths": (16, 32, 48), "train": train})
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    loop.prepare_torch("cpu", 1)
 
 
 @pytest.fixture
@@ -53,6 +59,7 @@ def trainer(path: Path) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=compute_environment(2),
     )
     try:
         yield child
