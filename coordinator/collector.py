@@ -6,27 +6,34 @@ peer can send a blob, the worker is asked to upload it over HTTP.
 """
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from pydantic import ValidationError
-from shared.swarm.peer import FetchFailed, Peer
 
+from coordinator.disposal import dispose
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.queries import CheckpointRow
 from protocol.blobs import BlobRef
-from protocol.manifests import MAX_MANIFEST_BYTES, CheckpointManifest, ManifestFile
+from protocol.manifests import (
+    MAX_MANIFEST_BYTES,
+    MAX_STATE_BYTES,
+    CheckpointManifest,
+    ManifestFile,
+    TrainerState,
+)
 from shared import tensorfiles
-from shared.blobstore import BlobStore
+from shared.blobstore import BlobMissing, BlobStore
 from shared.logs import facts
+from shared.swarm.peer import FetchFailed, Peer
 
 log = logging.getLogger(__name__)
 
-MAX_STATE_BYTES = 65_536
 FETCH_SECONDS = 600.0
 RETRY_SECONDS = 2.0
+MAX_REASON = 500
 
 
 class CheckpointRefused(Exception):
@@ -54,20 +61,20 @@ class Collector:
         self._now = now
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._not_before: dict[int, float] = {}
+        self._brought: dict[int, set[str]] = {}
+        """Blobs that were not here before their checkpoint was announced."""
 
     async def collect(self) -> None:
         """Starts a task for every announced checkpoint that has none yet."""
         with self._ledger.read() as connection:
             rows = queries.announced_checkpoints(connection)
+        self._tidy({row.checkpoint_id for row in rows})
         for row in rows:
             key = row.checkpoint_id
             if key not in self._tasks and self._not_before.get(key, 0.0) <= self._now():
                 task = asyncio.create_task(self._collect(row))
                 self._tasks[key] = task
                 task.add_done_callback(partial(self._done, key))
-
-    def _done(self, key: int, _: asyncio.Task[None]) -> None:
-        self._tasks.pop(key, None)
 
     async def stop(self) -> None:
         """Ends the transfers; they resume at the next start."""
@@ -76,67 +83,91 @@ class Collector:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _tidy(self, announced: set[int]) -> None:
+        """Forgets decided checkpoints, and deletes what came for those that were not kept."""
+        for key in (
+            (self._brought.keys() | self._not_before.keys()) - announced - self._tasks.keys()
+        ):
+            self._not_before.pop(key, None)
+            dispose(self._ledger, self._store, self._brought.pop(key, ()))
+
+    def _done(self, key: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("collecting %s failed", facts(checkpoint=key), exc_info=error)
+            self._not_before[key] = self._now() + RETRY_SECONDS
+
     async def _collect(self, row: CheckpointRow) -> None:
         try:
             manifest = await self._manifest(row)
             check_manifest(row, manifest)
             for file in manifest.files:
                 check_size(row, file)
-                await self._bring(row, file.blob)
+            await self._bring(row, [file.blob for file in manifest.files])
             await asyncio.to_thread(check_files, row, manifest, self._store)
-        except NotHereYet:
+            self._keep(row, manifest)
+        except (NotHereYet, BlobMissing):
             self._not_before[row.checkpoint_id] = self._now() + RETRY_SECONDS
         except CheckpointRefused as refusal:
-            log.warning("refused %s: %s", facts(worker=row.worker, kind=row.kind), refusal)
-            with self._ledger.begin() as connection:
-                queries.mark_refused(connection, row.checkpoint_id, str(refusal), self._now())
-        except Exception:
-            log.exception("collecting %s failed", facts(checkpoint=row.checkpoint_id))
-            self._not_before[row.checkpoint_id] = self._now() + RETRY_SECONDS
-        else:
-            self._keep(row, manifest)
+            self._refuse(row, str(refusal))
 
     def _keep(self, row: CheckpointRow, manifest: CheckpointManifest) -> None:
         with self._ledger.begin() as connection:
+            # Another checkpoint's end may have deleted a blob that this one has in common with it.
+            for ref in (row.manifest, *(file.blob for file in manifest.files)):
+                if not self._store.has(ref.digest):
+                    raise BlobMissing(ref.digest)
             replaced = queries.mark_durable(connection, row.checkpoint_id, manifest, self._now())
-        for digest in replaced:
-            self._store.delete(digest)
+        dispose(self._ledger, self._store, replaced)
         log.info(
             "durable %s",
             facts(assignment=row.assignment, kind=row.kind, step=row.step, worker=row.worker),
         )
+
+    def _refuse(self, row: CheckpointRow, reason: str) -> None:
+        log.warning("refused %s: %s", facts(worker=row.worker, kind=row.kind), reason)
+        with self._ledger.begin() as connection:
+            replaced = queries.mark_refused(connection, row.checkpoint_id, reason, self._now())
+        dispose(self._ledger, self._store, replaced)
 
     async def _manifest(self, row: CheckpointRow) -> CheckpointManifest:
         if row.manifest.size > MAX_MANIFEST_BYTES:
             raise CheckpointRefused(
                 f"manifest: {row.manifest.size} bytes, expected at most {MAX_MANIFEST_BYTES}"
             )
-        await self._bring(row, row.manifest)
+        await self._bring(row, [row.manifest])
         data = self._store.read(row.manifest, max_bytes=MAX_MANIFEST_BYTES)
         try:
             return CheckpointManifest.model_validate_json(data)
         except ValidationError as error:
-            raise CheckpointRefused(f"manifest: {error.errors()[0]['msg']}") from error
+            raise CheckpointRefused(f"manifest: {_first(error)}") from error
 
-    async def _bring(self, row: CheckpointRow, ref: BlobRef) -> None:
-        if self._store.has(ref.digest):
-            return
+    async def _bring(self, row: CheckpointRow, refs: Sequence[BlobRef]) -> None:
+        """All of `refs` are here afterwards; if not, the worker is asked to upload the others."""
+        missing = [ref for ref in refs if not self._store.has(ref.digest)]
+        self._brought.setdefault(row.checkpoint_id, set()).update(ref.digest for ref in missing)
+        while missing and await self._fetched(row, missing[0]):
+            del missing[0]
+        if missing:
+            with self._ledger.begin() as connection:
+                queries.want_blobs(connection, row.checkpoint_id, missing, self._now())
+            raise NotHereYet
+
+    async def _fetched(self, row: CheckpointRow, ref: BlobRef) -> bool:
         peer = self._peer()
-        if peer is not None and peer.healthy and row.worker_maddrs:
-            try:
-                async with asyncio.timeout(FETCH_SECONDS):
-                    provider = await peer.fetch_blob(ref, self._store, providers=[row.worker])
-            except (FetchFailed, TimeoutError) as failure:
-                log.info("no peer could send %s: %s", ref.digest[:12], failure)
-            else:
-                log.info(
-                    "fetched %s",
-                    facts(digest=ref.digest, bytes=ref.size, route=f"libp2p from {provider}"),
-                )
-                return
-        with self._ledger.begin() as connection:
-            queries.want_blobs(connection, row.checkpoint_id, [ref], self._now())
-        raise NotHereYet
+        if peer is None or not peer.healthy or not row.worker_maddrs:
+            return False
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                provider = await peer.fetch_blob(ref, self._store, providers=[row.worker])
+        except (FetchFailed, TimeoutError) as failure:
+            log.info("no peer could send %s: %s", ref.digest[:12], failure)
+            return False
+        log.info(
+            "fetched %s",
+            facts(digest=ref.digest, bytes=ref.size, route=f"libp2p from {provider}"),
+        )
+        return True
 
 
 def check_manifest(row: CheckpointRow, manifest: CheckpointManifest) -> None:
@@ -149,6 +180,10 @@ def check_manifest(row: CheckpointRow, manifest: CheckpointManifest) -> None:
     ):
         if found != expected:
             raise CheckpointRefused(f"manifest.{field}: {found!r}, expected {expected!r}")
+    if manifest.step > row.spec.train.num_steps:
+        raise CheckpointRefused(
+            f"manifest.step: {manifest.step}, expected at most {row.spec.train.num_steps}"
+        )
 
 
 def check_size(row: CheckpointRow, file: ManifestFile) -> None:
@@ -163,17 +198,47 @@ def check_size(row: CheckpointRow, file: ManifestFile) -> None:
 
 
 def check_files(row: CheckpointRow, manifest: CheckpointManifest, store: BlobStore) -> None:
-    """Every file has the tensors of its spec, all of them finite. Raises CheckpointRefused."""
+    """What a trainer could not go on with is refused here. Raises CheckpointRefused, BlobMissing.
+
+    Every file has the tensors of its spec, all of them finite, and no second moment is negative;
+    the state is that of the spec and step that the manifest names.
+    """
     for file in manifest.files:
         path = store.path(file.blob.digest)
         try:
             if file.name == "state.json":
-                json.loads(path.read_bytes())
+                check_state(path.read_bytes(), manifest)
             else:
                 tensorfiles.check_file(path, _expected_tensors(row, file))
                 tensorfiles.check_finite(path)
+                _check_second_moments(path)
         except (tensorfiles.TensorFileError, ValueError) as error:
-            raise CheckpointRefused(f"{file.name}: {error}") from error
+            raise CheckpointRefused(f"{file.name}: {error}"[:MAX_REASON]) from error
+
+
+def check_state(data: bytes, manifest: CheckpointManifest) -> None:
+    """state.json answers to its manifest. Raises ValueError."""
+    try:
+        state = TrainerState.model_validate_json(data)
+    except ValidationError as error:
+        raise ValueError(_first(error)) from error
+    for field, found, expected in (
+        ("spec", state.spec, manifest.spec),
+        ("step", state.step, manifest.step),
+    ):
+        if found != expected:
+            raise ValueError(f"{field} {found!r}, expected {expected!r}")
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".removeprefix(": ")
+
+
+def _check_second_moments(path: Path) -> None:
+    for name, tensor in tensorfiles.read_tensors(path).items():
+        if name.startswith("exp_avg_sq.") and (tensor < 0).any():
+            raise ValueError(f"tensor {name} has negative values")
 
 
 def _expected_tensors(row: CheckpointRow, file: ManifestFile) -> dict[str, tensorfiles.TensorForm]:

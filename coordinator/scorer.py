@@ -13,6 +13,7 @@ import torch
 from sqlalchemy import Connection
 
 from coordinator import planner
+from coordinator.disposal import dispose
 from coordinator.evidence import MODEL_FILE, Examiner, checkpoint_at, widths_of
 from coordinator.export import export_checkpoint
 from coordinator.folders import RunFolders
@@ -176,8 +177,7 @@ class Scorer:
         except LedgerError as error:
             self._log.warning("decision not recorded, the submission moved on: %s", error)
             return
-        for digest in unneeded:
-            self._store.delete(digest)
+        dispose(self._ledger, self._store, unneeded)
         if isinstance(decision, Rejected):
             self._cache.forget(submission.manifest.blob(MODEL_FILE).digest)
 

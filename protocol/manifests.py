@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from protocol.blobs import BlobRef
 from protocol.ids import Digest, WorkerId
-from protocol.values import Count, Number, Value
+from protocol.values import Amount, Count, Number, Value
 
 CheckpointKind = Literal["training", "expert"]
 FileName = Literal["model.safetensors", "optimizer.safetensors", "state.json"]
@@ -17,6 +17,20 @@ FILES: dict[str, tuple[FileName, ...]] = {
     "expert": ("model.safetensors",),
 }
 MAX_MANIFEST_BYTES = 16_384
+MAX_STATE_BYTES = 4096
+
+
+class TrainerState(Value):
+    """The contents of state.json: what a training checkpoint knows besides its tensors.
+
+    `loss` is smoothed, in nats per token; `train_seconds` counts earlier attempts too.
+    """
+
+    format: Literal[1] = 1
+    spec: Digest
+    step: Count
+    loss: Number | None
+    train_seconds: Amount
 
 
 class ManifestFile(Value):

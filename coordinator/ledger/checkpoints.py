@@ -9,6 +9,7 @@ accepted, rejected, inconclusive    a durable expert after its verification
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Insert, Row, delete, or_, select, update
@@ -232,7 +233,7 @@ def wanted_from(connection: Connection, worker: str) -> tuple[BlobRef, ...]:
     query = (
         select(wanted.c.digest, wanted.c.size)
         .join(checkpoints, checkpoints.c.checkpoint_id == wanted.c.checkpoint_id)
-        .where(checkpoints.c.worker == worker)
+        .where(checkpoints.c.worker == worker, checkpoints.c.state == "announced")
         .order_by(wanted.c.since, wanted.c.digest)
     )
     found = {row.digest: row.size for row in connection.execute(query)}
@@ -310,16 +311,21 @@ def discard(connection: Connection, ids: list[int], now: float) -> tuple[str, ..
 def unneeded_blobs(connection: Connection, ids: list[int]) -> tuple[str, ...]:
     """Digests of the blobs of these checkpoints that no held checkpoint and no shard names."""
     theirs = select(checkpoint_blobs.c.digest).where(checkpoint_blobs.c.checkpoint_id.in_(ids))
+    return unneeded(connection, set(connection.execute(theirs).scalars()))
+
+
+def unneeded(connection: Connection, digests: Collection[str]) -> tuple[str, ...]:
+    """Those of `digests` that no held checkpoint and no shard names."""
     held = (
         select(checkpoint_blobs.c.digest)
         .join(checkpoints, checkpoints.c.checkpoint_id == checkpoint_blobs.c.checkpoint_id)
         .where(checkpoints.c.state.in_(_HELD))
     )
-    query = theirs.where(
-        checkpoint_blobs.c.digest.not_in(held),
-        checkpoint_blobs.c.digest.not_in(select(shards.c.digest)),
-    )
-    return tuple(sorted(set(connection.execute(query).scalars())))
+    needed = {
+        *connection.execute(held).scalars(),
+        *connection.execute(select(shards.c.digest)).scalars(),
+    }
+    return tuple(sorted(set(digests) - needed))
 
 
 def _hold_submission(connection: Connection, row: CheckpointRow, now: float) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from coordinator.ledger.checkpoints import (
     mark_refused,
     resume_manifest,
     uncollected_steps,
+    unneeded,
     want_blobs,
     wanted_from,
 )
@@ -179,6 +180,7 @@ __all__ = [
     "snapshot",
     "submit_expert",
     "uncollected_steps",
+    "unneeded",
     "use_nonce",
     "verify_chain",
     "want_blobs",

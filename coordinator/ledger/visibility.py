@@ -49,10 +49,12 @@ def may_read(connection: Connection, digest: str, peer: str) -> bool:
 
 def may_upload(connection: Connection, digest: str, *, worker: str | None = None) -> BlobRef | None:
     """The blob with this digest if it is wanted now, from `worker` where one is given."""
-    query = select(wanted.c.digest, wanted.c.size).where(wanted.c.digest == digest)
+    query = (
+        select(wanted.c.digest, wanted.c.size)
+        .join(checkpoints, checkpoints.c.checkpoint_id == wanted.c.checkpoint_id)
+        .where(wanted.c.digest == digest, checkpoints.c.state == "announced")
+    )
     if worker is not None:
-        query = query.join(
-            checkpoints, checkpoints.c.checkpoint_id == wanted.c.checkpoint_id
-        ).where(checkpoints.c.worker == worker)
+        query = query.where(checkpoints.c.worker == worker)
     row = connection.execute(query.limit(1)).one_or_none()
     return None if row is None else BlobRef(digest=row.digest, size=row.size)

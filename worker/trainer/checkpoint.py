@@ -8,15 +8,14 @@ stored: data order and nested widths are functions of rng_seed and step.
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import ValidationError
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from protocol.ids import Digest
+from protocol.manifests import MAX_STATE_BYTES
+from protocol.manifests import TrainerState as TrainerState
 from protocol.specs import ExpertSpec
-from protocol.values import Amount, Count, Number, Value
 from shared import model as models
 from shared.tensorfiles import (
     check_file,
@@ -31,20 +30,6 @@ from worker.trainer.optim import Optimizer
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _KEEP = 2
-_MAX_STATE_BYTES = 4096
-
-
-class TrainerState(Value):
-    """What a checkpoint knows besides its tensors.
-
-    `loss` is smoothed, in nats per token; `train_seconds` counts earlier attempts too.
-    """
-
-    format: Literal[1] = 1
-    spec: Digest
-    step: Count
-    loss: Number | None
-    train_seconds: Amount
 
 
 class Checkpoints:
@@ -102,9 +87,9 @@ def read_state(folder: Path, spec: ExpertSpec) -> TrainerState:
     not fit or are not finite, OSError when a file is missing.
     """
     with (folder / STATE).open("rb") as file:
-        text = file.read(_MAX_STATE_BYTES + 1)
-    if len(text) > _MAX_STATE_BYTES:
-        raise BadInput(f"{STATE}: more than {_MAX_STATE_BYTES} bytes")
+        text = file.read(MAX_STATE_BYTES + 1)
+    if len(text) > MAX_STATE_BYTES:
+        raise BadInput(f"{STATE}: more than {MAX_STATE_BYTES} bytes")
     try:
         state = TrainerState.model_validate_json(text)
     except ValidationError as error:
