@@ -106,12 +106,14 @@ def ffn_prefix(model: LlamaForCausalLM, width: int) -> Iterator[None]:
     """Inside, the model computes with the first `width` features of every FFN only.
 
     For a model that this module made. Gradients reach the full weights; those of the other rows are
-    zero. Raises ValueError for a width that the model does not have.
+    zero. Raises ValueError for a width that the model does not have, TypeError for other models.
     """
     full = model.config.intermediate_size
     if not 1 <= width <= full:
         raise ValueError(f"width {width}: expected from 1 to {full}")
     mlps = [layer.mlp for layer in model.model.layers]
+    if not all(isinstance(mlp, PrefixMLP) for mlp in mlps):
+        raise TypeError("model: its FFNs have no prefix; expected one from `build` or `load`")
     for mlp in mlps:
         mlp.width = width
     try:

@@ -133,6 +133,13 @@ def test_a_prefix_that_is_not_there_is_refused(width: int) -> None:
         pass
 
 
+def test_a_model_made_elsewhere_has_no_prefix() -> None:
+    ours = models.build(SHAPE, rng_seed=0)
+    theirs = type(ours)(models.llama_config(SHAPE))
+    with pytest.raises(TypeError, match="have no prefix"), models.ffn_prefix(theirs, 3):
+        pass
+
+
 def test_the_full_width_is_back_after_an_error() -> None:
     model = models.build(SHAPE, rng_seed=0)
     before = logits(model)
