@@ -290,8 +290,8 @@ class ExpertView(Value):
 class TableRow(Value):
     """One domain's test perplexity and bits per byte, by column.
 
-    `best_single` names the expert in the column of that name, chosen on dev text. `tied` holds groups
-    of columns that rest on the same expert of this domain, so that none of a group wins here.
+    `best_single` names the expert in the column of that name, chosen on dev text. `tied` holds
+    groups of columns that rest on the same expert of this domain: none of a group wins here.
     """
 
     domain: DomainId

@@ -1,1 +1,1 @@
-"""What both sides run; docs/architecture.md lists the modules. Only `shared.swarm` imports hivemind."""
+"""What both sides run; docs/architecture.md lists it. Only `shared.swarm` imports hivemind."""
