@@ -107,7 +107,11 @@ def serve(
         context = RoleContext(
             run=run, folders=folders, supervised=supervised, tls_cert=tls_cert, tls_key=tls_key
         )
-        importlib.import_module(f"coordinator.roles.{role}").run(context)
+        try:
+            importlib.import_module(f"coordinator.roles.{role}").run(context)
+        except Exception:
+            logging.getLogger(__name__).exception("the role ends")
+            raise
         return
     logs.configure(path=folders.logs / "supervisor.log")
     arguments = ["--insecure"] if insecure else []
@@ -160,7 +164,7 @@ def _get(url: str, path: str, kind: type[StatusView]) -> StatusView:
         response = httpx.get(url.rstrip("/") + path, timeout=10.0)
         response.raise_for_status()
         return kind.model_validate_json(response.content)
-    except (httpx.HTTPError, ValidationError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
         print(f"hdee-coordinator: {url} gives no status: {error}", file=sys.stderr)
         raise typer.Exit(3) from error
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import uvicorn
-from shared.swarm.peer import Peer, SwarmUnavailable
 
 from coordinator.blob_app import create_blob_app
 from coordinator.collector import Collector
@@ -14,6 +13,7 @@ from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
 from coordinator.prepared import Prepared
 from coordinator.runfile import RunFile
+from coordinator.serving import listening
 from coordinator.urls import URL_SECRET_PURPOSE
 from protocol.blobs import BlobRef
 from protocol.certificates import SignedCertificate
@@ -21,6 +21,7 @@ from shared.blobstore import BlobStore
 from shared.clock import now
 from shared.identity import Identity, sign_certificate
 from shared.logs import facts
+from shared.swarm.peer import Peer, SwarmUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,15 @@ class NetworkRole:
     async def serve(
         self, stop: asyncio.Event, *, tls_cert: Path | None = None, tls_key: Path | None = None
     ) -> None:
-        """Runs until `stop` is set; with a certificate the blobs' HTTP side speaks TLS."""
+        """Runs until `stop` is set; with a certificate the blobs' HTTP side speaks TLS.
+
+        Raises ServeError where it cannot listen.
+        """
         server = self._http_server(tls_cert, tls_key)
+        listener = listening(self.run.listen.api_host, self.run.listen.network_port)
         self._scheme = "https" if tls_cert else "http"
         tasks = [
-            asyncio.create_task(server.serve()),
+            asyncio.create_task(server.serve([listener])),
             asyncio.create_task(self._keep_peer(stop)),
             asyncio.create_task(self._collect(stop)),
         ]
@@ -63,6 +68,7 @@ class NetworkRole:
         stop.set()
         await self.collector.stop()
         outcomes = await asyncio.gather(*tasks, waiting, return_exceptions=True)
+        listener.close()
         if self.peer is not None:
             await self.peer.stop()
         for outcome in outcomes:
@@ -78,18 +84,14 @@ class NetworkRole:
             on_complete=lambda ref: log.info("uploaded %s", facts(digest=ref.digest, route="http")),
             now=now,
         )
-        listen = self.run.listen
         config = uvicorn.Config(
             app,
-            host=listen.api_host,
-            port=listen.network_port,
+            log_config=None,
             log_level="warning",
             ssl_certfile=tls_cert,
             ssl_keyfile=tls_key,
         )
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        return server
+        return uvicorn.Server(config)
 
     async def _keep_peer(self, stop: asyncio.Event) -> None:
         while not stop.is_set():

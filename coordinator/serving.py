@@ -1,6 +1,7 @@
 """What must be right before a coordinator listens: its keys, its addresses, its certificate."""
 
 import ipaddress
+import socket
 from pathlib import Path
 
 from coordinator.folders import RunFolders
@@ -43,3 +44,12 @@ def check_addresses(
             "way; give --tls-cert and --tls-key, put a TLS proxy in front of a loopback address, "
             "or say --insecure on a private network"
         )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there, as soon as a former process has left it. Raises ServeError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ServeError(f"cannot listen at {host}:{port}: {error.strerror}") from error

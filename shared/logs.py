@@ -17,7 +17,10 @@ def configure(*, path: Path | None = None, verbose: bool = False) -> None:
         logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S")
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    for former in root.handlers[:]:
+        root.removeHandler(former)
+        former.close()
+    root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     for noisy in ("httpx", "httpcore", "hivemind", "asyncio", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

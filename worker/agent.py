@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Coroutine
 
 from protocol.errors import ErrorCode
 from protocol.messages import LeaseAnswer, Offer
@@ -47,6 +48,18 @@ class Agent:
 
         Raises WorkerError for what the volunteer has to mend.
         """
+        member = Membership(self.settings, self.folder)
+        try:
+            if not await self._unless_stopped(member.find_coordinator()):
+                return 0
+            await self._join(member)
+            finished = await self._work_until_done(member)
+            await self._deliver(member)
+        finally:
+            await member.stop()
+        return 1 if self._failures >= MAX_FAILURES and not finished else 0
+
+    async def _join(self, member: Membership) -> None:
         settings = self.settings
         self.screen.say("measuring this machine (a few seconds)")
         capability = await asyncio.to_thread(
@@ -56,20 +69,26 @@ class Agent:
             memory_bytes=settings.memory_bytes,
             folder=self.folder.root,
         )
-        member = Membership(settings, self.folder, capability)
-        await member.start()
+        await member.start(capability)
         self.screen.say(
             f"joined run {member.info.run} as {self.folder.identity.peer_id}\n"
             f"  {capability.device_name}, {capability.num_threads} thread(s), "
             f"{capability.flops_per_second / 1e9:.1f} GFLOP/s measured, "
             f"{capability.free_memory_bytes / 1e9:.2f} GB for training"
         )
-        try:
-            finished = await self._work_until_done(member)
-            await self._deliver(member)
-        finally:
-            await member.stop()
-        return 1 if self._failures >= MAX_FAILURES and not finished else 0
+
+    async def _unless_stopped(self, doing: Coroutine[None, None, None]) -> bool:
+        """Whether it was done before `stop` was called. Raises what it raises."""
+        task = asyncio.create_task(doing)
+        waiting = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        done = task.done()
+        for other in (task, waiting):
+            other.cancel()
+        await asyncio.gather(task, waiting, return_exceptions=True)
+        if done:
+            task.result()
+        return done
 
     async def _work_until_done(self, member: Membership) -> bool:
         """True when the run needs no more work."""
@@ -128,7 +147,10 @@ class Agent:
         work = Work(member, offer, self.screen)
         outcome = await self._outcome_of(work)
         work.forget_head()
-        self.folder.forget_offer()
+        if outcome == "kept":
+            self.screen.say("the coordinator is away: the next start goes on with this lease")
+        else:
+            self.folder.forget_offer()
         if work.submitted is not None:
             self._undelivered.add(work.submitted.digest)
         if outcome == "submitted":

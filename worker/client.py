@@ -52,6 +52,11 @@ class CoordinatorClient:
         await self.http.aclose()
 
     @property
+    def token(self) -> str | None:
+        """The bearer token that calls carry now."""
+        return self._token
+
+    @property
     def headers(self) -> dict[str, str]:
         """The bearer token, for calls that other modules make to the same coordinator."""
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
@@ -61,7 +66,13 @@ class CoordinatorClient:
         return await self._call("GET", "/v1/run", None, RunInfo)
 
     async def register(
-        self, info: RunInfo, capability: Capability, *, name: str, invite: str | None
+        self,
+        info: RunInfo,
+        capability: Capability,
+        *,
+        name: str,
+        invite: str | None,
+        maddrs: tuple[str, ...],
     ) -> RegisterAnswer:
         """Proves that we hold our key and remembers the token that this earns."""
         challenge = await self._call("POST", "/v1/workers/challenge", None, Challenge)
@@ -80,7 +91,7 @@ class CoordinatorClient:
             capability=capability,
             protocol_version=PROTOCOL_VERSION,
             software_version=SOFTWARE_VERSION,
-            maddrs=(),
+            maddrs=maddrs,
             signature=self.identity.sign(statement.signed_bytes()),
             name=name,
             invite=invite,
@@ -135,7 +146,7 @@ class CoordinatorClient:
             response = await self.http.request(
                 method, self.url + path, content=content, headers=headers
             )
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CoordinatorUnreachable(
                 f"{self.url}: {type(error).__name__} {error}".rstrip()
             ) from error

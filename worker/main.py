@@ -17,6 +17,7 @@ from protocol import PROTOCOL_VERSION
 from shared import logs
 from shared.identity import IdentityError
 from worker.agent import Agent
+from worker.capability import CapabilityError
 from worker.client import SOFTWARE_VERSION
 from worker.errors import WorkerError
 from worker.folder import WorkerFolder
@@ -109,6 +110,6 @@ def main() -> None:
     """Entry point of the `hdee-worker` script."""
     try:
         app()
-    except (WorkerError, IdentityError) as error:
+    except (WorkerError, IdentityError, CapabilityError) as error:
         print(f"hdee-worker: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))

@@ -5,6 +5,7 @@ Training never depends on any of it: the DHT may be down (HTTP serves), the coor
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -27,20 +28,20 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-FIRST_CONTACT_TRIES = 6
+FIRST_CONTACT_TRIES = 5
 PEER_RETRY_SECONDS = 30.0
 LOST_TOKEN = frozenset({ErrorCode.UNKNOWN_TOKEN, ErrorCode.EXPIRED_TOKEN})
 
 
 class Membership:
-    """Registered at one coordinator. `start` before use, `stop` after."""
+    """Registered at one coordinator. `find_coordinator` and `start` before use, `stop` after."""
 
-    def __init__(
-        self, settings: JoinSettings, folder: WorkerFolder, capability: Capability
-    ) -> None:
+    capability: Capability
+    """What this machine offers now; set by `start`, renewed by the agent."""
+
+    def __init__(self, settings: JoinSettings, folder: WorkerFolder) -> None:
         self.settings = settings
         self.folder = folder
-        self.capability = capability
         self.client = CoordinatorClient(settings.url, folder.identity)
         self.peer: Peer | None = None
         self.heartbeat_seconds = 10.0
@@ -49,20 +50,25 @@ class Membership:
         self._public: set[str] = set()
         self._uploads: dict[str, asyncio.Task[None]] = {}
         self._peer_task: asyncio.Task[None] | None = None
+        self._registering = asyncio.Lock()
 
     @property
     def info(self) -> RunInfo:
         """What the coordinator said of its run."""
-        assert self._info is not None, "start first"
+        assert self._info is not None, "find_coordinator first"
         return self._info
 
-    async def start(self) -> None:
-        """Registers and joins the DHT.
+    async def find_coordinator(self) -> None:
+        """Learns who answers at the address, and that it is who answered there before.
 
         Raises CoordinatorUnreachable, Refused or NotTheSameCoordinator.
         """
         self._info = await self._first_contact()
         self.folder.pin_coordinator(self.settings.url, self.info.coordinator)
+
+    async def start(self, capability: Capability) -> None:
+        """Registers and joins the DHT. Raises CoordinatorUnreachable or Refused."""
+        self.capability = capability
         await self._register()
         if not self.settings.http_only:
             await self._start_peer()
@@ -82,19 +88,22 @@ class Membership:
 
     async def call(self, request: Callable[[], Awaitable[Result]]) -> Result:
         """Makes a call, registering again if the coordinator no longer knows our token."""
+        token = self.client.token
         try:
             return await request()
         except Refused as refusal:
             if refusal.code not in LOST_TOKEN:
                 raise
             log.info("registering again: %s", refusal)
-            await self._register()
-            return await request()
+        async with self._registering:
+            # A registration voids the token before it: one is enough for all calls that wait.
+            if self.client.token == token:
+                await self._register()
+        return await request()
 
     async def beat(self) -> HeartbeatAnswer:
         """The heartbeat of a worker that has no assignment."""
-        maddrs = self.peer.maddrs if self.peer is not None else ()
-        beat = WorkerHeartbeat(capability=self.capability, maddrs=maddrs)
+        beat = WorkerHeartbeat(capability=self.capability, maddrs=self._maddrs())
         answer = await self.call(lambda: self.client.heartbeat(beat))
         self.heed(answer)
         return answer
@@ -117,10 +126,10 @@ class Membership:
         """
         if public:
             self._public.add(ref.digest)
-        if self.folder.blobs.has(ref.digest):
-            return "kept"
-        route = await self._fetch_from_peers(ref) or await self._fetch_from_coordinator(ref)
-        log.info("fetched %s", facts(digest=ref.digest, bytes=ref.size, route=route))
+        route = "kept"
+        if not self.folder.blobs.has(ref.digest):
+            route = await self._fetch_from_peers(ref) or await self._fetch_from_coordinator(ref)
+            log.info("fetched %s", facts(digest=ref.digest, bytes=ref.size, route=route))
         if public and self.peer is not None:
             await self.peer.announce_blob(ref)
         return route
@@ -181,6 +190,7 @@ class Membership:
             self.capability,
             name=self.settings.name,
             invite=self.settings.invite,
+            maddrs=self._maddrs(),
         )
         self.heartbeat_seconds = answer.heartbeat_seconds
         self._certificate = answer.certificate
@@ -188,7 +198,15 @@ class Membership:
         if self.peer is not None:
             self.peer.renew_certificate(answer.certificate)
 
+    def _maddrs(self) -> tuple[str, ...]:
+        """Where the coordinator may dial our peer; none while there is none."""
+        return self.peer.maddrs if self.peer is not None else ()
+
     async def _start_peer(self) -> None:
+        """Joins the DHT and says so, or leaves it to the next try."""
+        if not self._bootstrap:
+            log.warning("the coordinator names no peer to join yet")
+            return
         try:
             self.peer = await Peer.start(
                 identity=self.folder.identity,
@@ -204,9 +222,13 @@ class Membership:
             log.warning("taking part over HTTP alone for now, the DHT is out of reach: %s", error)
             return
         log.info("joined the DHT %s", facts(peer=self.peer.peer_id, at=self.peer.maddrs))
+        with contextlib.suppress(CoordinatorUnreachable, Refused):
+            await self.beat()
 
     async def _keep_peer(self) -> None:
         while True:
             await asyncio.sleep(PEER_RETRY_SECONDS)
             if self.peer is None:
+                with contextlib.suppress(CoordinatorUnreachable, Refused):
+                    self._bootstrap = (await self.client.run_info()).bootstrap
                 await self._start_peer()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -11,6 +12,8 @@ from typing import Any
 
 from shared.compute import compute_environment
 from worker.trainer.assignment import TrainerAssignment
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 60.0
 """A step, a checkpoint and the exit fit in this; a trainer that takes longer is killed."""
@@ -67,7 +70,10 @@ class TrainerProcess:
         assert process.stdout is not None
         last = ""
         async for line in process.stdout:
-            event = json.loads(line)
+            event = parse_event(line)
+            if event is None:
+                log.warning("not an event of the trainer: %r", line[:200])
+                continue
             last = event["event"]
             yield event
         code = await process.wait()
@@ -78,10 +84,16 @@ class TrainerProcess:
                 "message": f"the trainer ended with exit code {code}; see {self._log}",
             }
 
-    def ask_to_stop(self) -> None:
-        """Finish the step, write a checkpoint, exit."""
+    async def stop(self) -> None:
+        """Lets it finish the step, write a checkpoint and exit, in STOP_SECONDS; kills it then."""
+        process = self._running()
         with contextlib.suppress(ProcessLookupError):
-            self._running().send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            log.warning("the trainer did not stop in %.0f s", STOP_SECONDS)
+            await self.kill()
 
     async def kill(self) -> None:
         """Ends the process, at once, and reaps it."""
@@ -96,3 +108,12 @@ class TrainerProcess:
     def _running(self) -> asyncio.subprocess.Process:
         assert self._process is not None, "enter the context first"
         return self._process
+
+
+def parse_event(line: bytes) -> Event | None:
+    """The event in a line; None for anything else, such as what a library prints."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None

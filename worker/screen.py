@@ -75,7 +75,11 @@ def progress_line(event: Event, *, durable_step: int | None) -> str:
 def describe_offer(offer: Offer, capability: Capability) -> str:
     """What a volunteer should know before it starts: work, bytes, time, memory, what leaves."""
     spec = offer.spec
-    down = offer.shard.size + (sizing.expert_bytes(spec) if offer.parent else 0)
+    down = offer.shard.size
+    if offer.resume is not None:
+        down += sum(file.blob.size for file in offer.resume.files)
+    if offer.parent is not None:
+        down += offer.parent.manifest.blob("model.safetensors").size
     seconds = sizing.train_flops(spec) / max(capability.flops_per_second, 1.0)
     start = f", from step {offer.resume.step}" if offer.resume else ""
     return "\n".join(

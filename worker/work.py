@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import shutil
@@ -26,7 +27,8 @@ from worker.trainer.assignment import TrainerAssignment
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["submitted", "released", "failed", "lost"]
+Outcome = Literal["submitted", "released", "failed", "lost", "kept"]
+"""kept: asked to stop while the coordinator was away; the next start goes on with the lease."""
 
 LOST_LEASE = frozenset({ErrorCode.LEASE_LOST, ErrorCode.UNKNOWN_ASSIGNMENT, ErrorCode.WRONG_STATE})
 
@@ -60,7 +62,7 @@ class Work:
             await stack.enter_async_context(_background(self._heartbeats()))
             try:
                 last = await self._train(stopping)
-                return await self._hand_in(last)
+                return await self._hand_in(last, stopping)
             except LeaseGone:
                 self.screen.say(f"lease {self.offer.assignment} is gone: another worker has it")
                 return "lost"
@@ -170,22 +172,24 @@ class Work:
         ref, manifest = self._announced
         return [ref, *(file.blob for file in manifest.files)]
 
-    async def _hand_in(self, last: Event) -> Outcome:
+    async def _hand_in(self, last: Event, stopping: asyncio.Event) -> Outcome:
         if last["event"] == "finished":
             ref = await self._announce("expert", Path(last["file"]).parent, last)
-            await self._submit(ref, last)
+            if not await self._submit(ref, last, stopping):
+                return "kept"
             self.submitted = ref
             shutil.rmtree(self.folder, ignore_errors=True)
             return "submitted"
         if last["event"] == "stopped":
-            await self._release("stopped", "the volunteer stopped the worker")
-            return "released"
+            released = await self._release("stopped", "the volunteer stopped the worker")
+            return "released" if released else "kept"
         message = str(last.get("message", ""))[:500]
         self.screen.say(f"training failed: {message}")
         await self._release(_release_reason(last.get("code")), message)
         return "failed"
 
-    async def _submit(self, manifest: BlobRef, last: Event) -> None:
+    async def _submit(self, manifest: BlobRef, last: Event, stopping: asyncio.Event) -> bool:
+        """False: asked to stop before the coordinator took it."""
         submission = Submission(
             request_id=new_request_id(),
             fencing=self.offer.fencing,
@@ -193,22 +197,26 @@ class Work:
             tokens_per_second=last["tokens_per_second"],
             train_seconds=last["train_seconds"],
         )
-        for attempt in range(1_000_000):
+        for attempt in itertools.count():
             try:
                 await self.member.call(
                     lambda: self.member.client.submit(self.offer.assignment, submission)
                 )
-                return
+                break
             except CoordinatorUnreachable as error:
                 wait = backoff_seconds(attempt, base=1.0, cap=60.0, random=random.random())
                 log.warning("submission waits %.1f s: %s", wait, error)
-                await asyncio.sleep(wait)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stopping.wait(), wait)
+                    return False
             except Refused as refusal:
                 if refusal.code in LOST_LEASE:
                     raise LeaseGone from refusal
                 raise
+        return True
 
-    async def _release(self, reason: ReleaseReason, detail: str) -> None:
+    async def _release(self, reason: ReleaseReason, detail: str) -> bool:
+        """False: the coordinator is away, and the lease goes on until it runs out."""
         announced = self._announced
         release = Release(
             fencing=self.offer.fencing,
@@ -221,10 +229,14 @@ class Work:
             await self.member.call(
                 lambda: self.member.client.release(self.offer.assignment, release)
             )
-        except (Refused, CoordinatorUnreachable) as error:
+        except CoordinatorUnreachable as error:
             log.warning("the lease was not given back, it will expire: %s", error)
+            return False
+        except Refused as refusal:
+            log.warning("the lease was gone already: %s", refusal)
         else:
             self.submitted = announced[0] if announced else None
+        return True
 
     async def _heartbeats(self) -> None:
         while not self._gone.is_set():
@@ -260,7 +272,7 @@ class Work:
     async def _stop_trainer(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
         assert self._trainer is not None
-        self._trainer.ask_to_stop()
+        await self._trainer.stop()
 
     async def _kill_if_gone(self) -> None:
         await self._gone.wait()

@@ -1,10 +1,13 @@
 """The api role's process: uvicorn around `coordinator.app`. Neither torch nor hivemind."""
 
+import signal
+
 import uvicorn
 
 from coordinator.app import ApiSettings, create_app
 from coordinator.ledger import Ledger
 from coordinator.roles import RoleContext
+from coordinator.serving import listening
 from coordinator.urls import URL_SECRET_PURPOSE
 from shared.clock import now
 from shared.identity import Identity
@@ -26,20 +29,24 @@ def run(context: RoleContext) -> None:
     )
     config = uvicorn.Config(
         create_app(ledger=ledger, identity=identity, settings=settings, now=now),
-        host=run_file.listen.api_host,
-        port=run_file.listen.api_port,
+        log_config=None,
         log_level="warning",
         ssl_certfile=context.tls_cert,
         ssl_keyfile=context.tls_key,
     )
     server = uvicorn.Server(config)
+    listen = run_file.listen
 
     def stop() -> None:
         server.should_exit = True
 
+    # uvicorn raises the signal that ended it once more: with the default action we would die of it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop())
     if context.supervised:
         watch_parent(stop)
     try:
-        server.run()
+        with listening(listen.api_host, listen.api_port) as listener:
+            server.run(sockets=[listener])
     finally:
         ledger.close()

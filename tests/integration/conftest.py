@@ -1,6 +1,8 @@
 """Real peers on loopback: real keys, certificates, libp2p daemons and blob stores."""
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,17 @@ async def loopback_swarm(tmp_path: Path) -> AsyncIterator[LoopbackSwarm]:
     swarm = LoopbackSwarm(tmp_path)
     yield swarm
     await swarm.stop()
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """Finds TCP ports of 127.0.0.1 on which nobody listens."""
+
+    def find(count: int) -> list[int]:
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for one in sockets:
+                one.bind(("127.0.0.1", 0))
+            return [one.getsockname()[1] for one in sockets]
+
+    return find

@@ -1,0 +1,157 @@
+"""The client over httpx's own seam: whatever comes back, an answer or one of our errors."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from protocol.digests import digest_value
+from protocol.errors import HTTP_STATUS, ErrorBody, ErrorCode
+from protocol.messages import RegisterRequest, RegistrationStatement, RunInfo
+from shared.identity import Identity, verify
+from worker.client import CoordinatorClient, new_request_id
+from worker.errors import CoordinatorUnreachable, Refused
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> Identity:
+    return Identity.create(tmp_path / "worker.key")
+
+
+def info_of(identity: Identity) -> RunInfo:
+    return RunInfo(
+        run="tiny",
+        coordinator=identity.peer_id,
+        protocol_version=1,
+        software_version="0",
+        bootstrap=(),
+        server_time=1.0,
+        heartbeat_seconds=1.0,
+    )
+
+
+def client_of(identity: Identity, handler: Handler, url: str = "http://host/") -> CoordinatorClient:
+    client = CoordinatorClient(url, identity)
+    client.http = httpx.AsyncClient(transport=httpx.MockTransport(handler))
+    return client
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+async def test_every_refusal_keeps_its_code_and_its_words(
+    identity: Identity, code: ErrorCode
+) -> None:
+    body = ErrorBody(code=code, message="because", retry_after_seconds=3.0)
+    client = client_of(
+        identity,
+        lambda _: httpx.Response(HTTP_STATUS[code], content=body.model_dump_json()),
+    )
+    with pytest.raises(Refused, match="because") as refused:
+        await client.run_info()
+    assert (refused.value.code, refused.value.body) == (code, body)
+    assert refused.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectError("nobody listens"),
+        httpx.ConnectTimeout("slow"),
+        httpx.ReadTimeout("silent"),
+        httpx.RemoteProtocolError("no HTTP"),
+        httpx.TooManyRedirects("round and round"),
+        httpx.DecodingError("no gzip"),
+        httpx.InvalidURL("no URL"),
+        httpx.UnsupportedProtocol("gopher"),
+    ],
+)
+async def test_every_error_of_the_transport_is_one_of_ours(
+    identity: Identity, error: Exception
+) -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    with pytest.raises(CoordinatorUnreachable, match=type(error).__name__) as unreachable:
+        await client_of(identity, fail).run_info()
+    assert "http://host" in str(unreachable.value)
+    assert unreachable.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, html="<p>welcome</p>"),
+        httpx.Response(200, json={"run": "tiny"}),
+        httpx.Response(200, json=[]),
+        httpx.Response(204),
+        httpx.Response(301, headers={"location": "https://elsewhere/"}),
+        httpx.Response(404, html="<p>not found</p>"),
+        httpx.Response(502, text="bad gateway"),
+        httpx.Response(500, json={"code": "no such code", "message": ""}),
+    ],
+    ids=lambda answer: f"{answer.status_code}-{answer.content[:8]!r}",
+)
+async def test_an_answer_that_is_none_of_ours_says_what_was_expected(
+    identity: Identity, answer: httpx.Response
+) -> None:
+    with pytest.raises(CoordinatorUnreachable, match="is this an HDEE coordinator of protocol 1"):
+        await client_of(identity, lambda _: answer).run_info()
+
+
+async def test_an_address_that_is_no_url_is_unreachable(identity: Identity) -> None:
+    client = CoordinatorClient("http://[::1", identity)
+    with pytest.raises(CoordinatorUnreachable, match=r"\[::1"):
+        await client.run_info()
+    await client.close()
+
+
+async def test_a_registration_signs_the_nonce_and_its_token_goes_with_later_calls(
+    identity: Identity, make
+) -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if request.url.path.endswith("challenge"):
+            return httpx.Response(200, json={"nonce": "ab" * 32, "expires_in": 60.0})
+        body = ErrorBody(code=ErrorCode.BANNED, message="no")
+        if request.url.path.endswith("register"):
+            return httpx.Response(200, json=ANSWER)
+        return httpx.Response(403, content=body.model_dump_json())
+
+    certificate = {"peer": identity.peer_id, "run": "tiny", "expires_at": 9}
+    ANSWER = {
+        "token": "secret",
+        "token_seconds": 60.0,
+        "certificate": {"certificate": certificate, "signature": "0" * 128},
+        "bootstrap": [],
+        "heartbeat_seconds": 1.0,
+    }
+    client = client_of(identity, answer)
+    assert client.headers == {}
+    await client.register(
+        info_of(identity), make.capability(), name="anna", invite=None, maddrs=("/ip4/1.2.3.4",)
+    )
+    assert client.token == "secret"
+    sent = RegisterRequest.model_validate_json(seen[1].read())
+    assert sent.maddrs == ("/ip4/1.2.3.4",)
+    statement = RegistrationStatement(
+        purpose="hdee-register-v1",
+        coordinator=identity.peer_id,
+        run="tiny",
+        worker=identity.peer_id,
+        nonce="ab" * 32,
+        capability=digest_value(make.capability()),
+        protocol_version=1,
+    )
+    assert verify(identity.peer_id, sent.signature, statement.signed_bytes())
+    assert "authorization" not in seen[1].headers
+    with pytest.raises(Refused):
+        await client.lease(make.capability(), new_request_id())
+    assert seen[2].headers["authorization"] == "Bearer secret"
+
+
+def test_request_ids_differ() -> None:
+    assert len({new_request_id() for _ in range(100)}) == 100

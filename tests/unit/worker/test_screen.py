@@ -1,0 +1,105 @@
+"""What the volunteer reads: the offer, the progress line, and lines that stay."""
+
+import io
+import sys
+
+import pytest
+
+from protocol.messages import Offer, Parent
+from worker.screen import TextScreen, clock, describe_offer, megabytes, progress_line
+
+EVENT = {
+    "event": "progress",
+    "step": 34,
+    "num_steps": 100,
+    "loss": 4.5123,
+    "tokens_per_second": 5120.4,
+    "eta_seconds": 13.2,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(-1, "0:00"), (0, "0:00"), (59.6, "1:00"), (65, "1:05"), (3599, "59:59"), (7384, "2:03:04")],
+)
+def test_a_clock_shows_minutes_and_from_an_hour_on_hours(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "shown"), [(0, "0.0 MB"), (12_345_678, "12.3 MB"), (1e9, "1.00 GB")]
+)
+def test_bytes_are_shown_in_megabytes_and_from_a_thousand_on_in_gigabytes(
+    num_bytes: float, shown: str
+) -> None:
+    assert megabytes(num_bytes) == shown
+
+
+def test_progress_is_one_line_with_step_speed_time_loss_and_what_is_durable() -> None:
+    assert (
+        progress_line(EVENT, durable_step=30)
+        == "step 34/100  5120 tokens/s  0:13 left  loss 4.512  durable at step 30"
+    )
+    assert progress_line({**EVENT, "loss": None}, durable_step=None).endswith(
+        "loss -  nothing durable yet"
+    )
+
+
+def test_on_a_terminal_progress_is_redrawn_in_place_and_a_line_that_stays_goes_below(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    screen = TextScreen("anna")
+    screen.progress(EVENT, durable_step=30)
+    screen.progress(EVENT, durable_step=30)
+    screen.say("one\ntwo")
+    assert out.getvalue().count("\x1b[K") == 1, "not more often than the eye can follow"
+    assert out.getvalue().endswith("step 30\n[anna] one\n[anna] two\n")
+
+
+def test_where_there_is_no_terminal_lines_have_no_escape_codes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = TextScreen("")
+    screen.progress(EVENT, durable_step=30)
+    screen.progress(EVENT, durable_step=30)
+    screen.say("done")
+    assert capsys.readouterr().out == progress_line(EVENT, durable_step=30) + "\ndone\n"
+
+
+def test_an_offer_says_what_will_run_why_here_and_every_byte_that_comes(make) -> None:
+    worker = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
+    seed, spec = make.spec(), make.spec(parent=make.spec().digest, ffn_width=48)
+    offer = Offer(
+        assignment="a" + "0" * 16,
+        fencing=2,
+        expires_in=20.0,
+        spec=spec,
+        shard=make.blob("shard", 3_000_000),
+        parent=None,
+        resume=None,
+        checkpoint_seconds=5.0,
+        reason="you are the fastest",
+    )
+    text = describe_offer(offer, make.capability())
+    assert "expert for python: FFN 48, 20 steps [a0000000000000000]" in text
+    assert "why you: you are the fastest" in text
+    assert "down 3.0 MB, up" in text
+    assert "only weights and training state leave this machine" in text
+    resume = make.manifest(spec, worker, step=7)
+    parent = Parent(shape=seed.shape, manifest=make.manifest(seed, worker))
+    large = make.blob("model", 5_000_000)
+    file = parent.manifest.files[0].model_copy(update={"blob": large})
+    parent = Parent(
+        shape=seed.shape, manifest=parent.manifest.model_copy(update={"files": (file,)})
+    )
+    follow_up = offer.model_copy(update={"resume": resume, "parent": parent})
+    text = describe_offer(follow_up, make.capability())
+    assert "20 steps, from step 7 [" in text
+    assert f"down {megabytes(3_000_000 + 5_000_000 + 3 * 1000)}, up" in text
