@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Labels = NDArray[np.float32]
 
 _READ_BYTES = 1 << 20
-_ROUNDING = 1e-4
+ROUNDING = 1e-4
 """A logarithm of a probability of one may come out this much above zero, in nats."""
 
 
@@ -98,8 +98,8 @@ def _check_labels(labels: Labels, num_labels: int) -> None:
         raise ValueError(
             f"log-likelihoods: got {labels.dtype} {labels.shape}, expected float32 ({num_labels},)"
         )
-    if not np.isfinite(labels).all() or (labels > _ROUNDING).any():
-        worst = int(np.argmax(~np.isfinite(labels) | (labels > _ROUNDING)))
+    if not np.isfinite(labels).all() or (labels > ROUNDING).any():
+        worst = int(np.argmax(~np.isfinite(labels) | (labels > ROUNDING)))
         raise ValueError(
             f"log-likelihoods: label {worst} is {labels[worst]}, expected finite, at most 0"
         )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from coordinator.likelihood_cache import CacheKey, Labels, LikelihoodCache
+from coordinator.likelihood_cache import ROUNDING, CacheKey, Labels, LikelihoodCache
 from coordinator.pulse import Task
 from protocol.blobs import ShardManifest
 from protocol.specs import ModelShape
@@ -19,6 +19,9 @@ from shared.shards import Shard, Windows, scoring_windows
 
 BATCH_WINDOWS = 4
 """Windows that run together; on a CPU, larger batches are slower (they leave the cache)."""
+
+FLOOR = -600.0
+"""The worst log-likelihood of a label, in nats. A perplexity of exp(600) is still a float64."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Measurer:
     def measure(
         self, checkpoint: Checkpoint, manifests: Sequence[ShardManifest], *, task: Task
     ) -> list[Labels]:
-        """Log-likelihoods of each shard's labels, float32 [labels] each, in nats.
+        """Log-likelihoods of each shard's labels, float32 [labels] each, in nats, from FLOOR to 0.
 
         The model is loaded once, if any shard is not in the cache, and let go before this returns.
         `task` advances by labels. Raises TensorFileError when the file does not fit the shape.
@@ -98,7 +101,7 @@ class Measurer:
             batch=BATCH_WINDOWS,
             progress=progress,
         )
-        self._cache.put(key, computed, num_labels=labels)
+        self._cache.put(key, floored(computed), num_labels=labels)
 
     def _key(self, checkpoint: Checkpoint, manifest: ShardManifest) -> CacheKey:
         return CacheKey(
@@ -113,6 +116,15 @@ class Measurer:
         if found is None:
             raise OSError(f"{key.stem}: was stored and cannot be read back")
         return found
+
+
+def floored(computed: Labels) -> Labels:
+    """Log-likelihoods with FLOOR for those that are lower, NaN, infinite or impossible.
+
+    Finite weights can overflow to any of these; what they are worth is nothing, on these labels.
+    """
+    sound = (computed >= FLOOR) & (computed <= ROUNDING)
+    return np.where(sound, computed, np.float32(FLOOR))
 
 
 def num_labels(manifest: ShardManifest) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from sqlalchemy import Connection
 
 from coordinator import planner
@@ -37,10 +38,10 @@ from coordinator.rounds import (
 )
 from coordinator.runfile import RunFile
 from coordinator.scoring import Scoring, schemes_of
-from coordinator.verification import Rejected
+from coordinator.verification import Decision, Rejected
 from protocol.messages import Phase
 from protocol.specs import ExpertSpec
-from shared.blobstore import BlobStore
+from shared.blobstore import BlobMissing, BlobStore
 from shared.files import write_atomic
 from shared.logs import facts
 
@@ -151,7 +152,7 @@ class Scorer:
         return True
 
     def _verify(self, submission: queries.SubmissionRow, accepted: AcceptedRows) -> None:
-        decision = self._examiner.examine(submission, accepted)
+        decision = self._examine(submission, accepted)
         self._log.info(
             "%s: %s %s",
             type(decision).__name__.lower(),
@@ -180,6 +181,21 @@ class Scorer:
         dispose(self._ledger, self._store, unneeded)
         if isinstance(decision, Rejected):
             self._cache.forget(submission.manifest.blob(MODEL_FILE).digest)
+
+    def _examine(self, submission: queries.SubmissionRow, accepted: AcceptedRows) -> Decision:
+        """The decision; whatever a submission does to the measurement speaks against it alone."""
+        try:
+            return self._examiner.examine(submission, accepted)
+        except (ValueError, SafetensorError) as error:
+            failure: Exception = error
+        except (BlobMissing, FileNotFoundError) as error:
+            if self._store.has(submission.manifest.blob(MODEL_FILE).digest):
+                raise
+            failure = error
+        self._log.error(
+            "not measured %s", facts(assignment=submission.assignment), exc_info=failure
+        )
+        return Rejected("could not be measured", repr(failure))
 
     def _export(self, row: queries.AcceptedRow) -> None:
         for width in widths_of(row.spec):
