@@ -19,6 +19,15 @@ LEASE_INTERVALS = 3
 SUBMISSION_INTERVALS = 30
 """Heartbeat intervals that a submission which is not collected yet outlives its silent worker."""
 
+COLLECT_INTERVALS = 60
+MIN_COLLECT_SECONDS = 3600.0
+"""A submission that was not collected within the longer of both is given up, however alive its
+worker: a digest that nobody has must not hold an assignment for ever."""
+
+MAX_UNCOLLECTED = 1
+"""Submissions not collected yet with which a worker still gets work: the last one may be on its
+way while the next is trained."""
+
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
 
@@ -29,7 +38,8 @@ class Assignment:
 
     `fencing` is that of the newest offer (0 before the first). `worker` holds the lease or made the
     submission. `expires_at` is absolute, in seconds on the coordinator's clock; None when nothing
-    runs out. Nobody is offered the assignment before `not_before`, and `excluded` workers never.
+    runs out. A submission must be collected before `collect_by`. Nobody is offered the assignment
+    before `not_before`, and `excluded` workers never.
     """
 
     assignment: str
@@ -37,6 +47,7 @@ class Assignment:
     fencing: int = 0
     worker: str | None = None
     expires_at: float | None = None
+    collect_by: float | None = None
     not_before: float = 0.0
     num_returns: int = 0
     excluded: frozenset[str] = frozenset()
@@ -119,23 +130,30 @@ def submit(
     lost = _lost(assignment, holder, now)
     if lost is not None:
         return lost
-    return _go(assignment, AssignmentEvent.SUBMIT, now + SUBMISSION_INTERVALS * heartbeat_seconds)
+    after = _go(assignment, AssignmentEvent.SUBMIT, now + SUBMISSION_INTERVALS * heartbeat_seconds)
+    if isinstance(after, Refused):
+        return after
+    limit = max(COLLECT_INTERVALS * heartbeat_seconds, MIN_COLLECT_SECONDS)
+    return replace(after, collect_by=now + limit)
 
 
 def keep_submission(
     assignment: Assignment, *, worker: str, now: float, heartbeat_seconds: float
 ) -> Assignment:
-    """A sign of life of its worker prolongs the wait for a submission that is not collected yet."""
+    """A sign of life of its worker prolongs the wait for an uncollected submission to the limit."""
     waits = assignment.state is AssignmentState.SUBMITTED and assignment.expires_at is not None
     if not waits or assignment.worker != worker:
         return assignment
-    return replace(assignment, expires_at=now + SUBMISSION_INTERVALS * heartbeat_seconds)
+    until = now + SUBMISSION_INTERVALS * heartbeat_seconds
+    if assignment.collect_by is not None:
+        until = min(until, assignment.collect_by)
+    return replace(assignment, expires_at=until)
 
 
 def collected(assignment: Assignment, *, fencing: int) -> Assignment | Refused:
     """The coordinator holds the submitted files: the submission no longer runs out."""
     wrong = _not_submitted(assignment, fencing)
-    return wrong if wrong is not None else replace(assignment, expires_at=None)
+    return wrong if wrong is not None else replace(assignment, expires_at=None, collect_by=None)
 
 
 def accept(assignment: Assignment, *, fencing: int) -> Assignment | Refused:
@@ -168,9 +186,14 @@ def expired(assignment: Assignment, now: float) -> bool:
 
 
 def expire(assignment: Assignment, *, now: float) -> Assignment | Refused:
-    """Open again after its time ran out; refused while there is time left."""
+    """Open again after its time ran out; refused while there is time left.
+
+    A worker that lived on and still never delivered its submission does not get it again.
+    """
     if not expired(assignment, now):
         return Refused(ErrorCode.WRONG_STATE, f"{assignment.assignment} has not run out")
+    if assignment.collect_by is not None and assignment.collect_by <= now and assignment.worker:
+        assignment = replace(assignment, excluded=assignment.excluded | {assignment.worker})
     return _reopen(assignment, AssignmentEvent.EXPIRE, now)
 
 
@@ -178,7 +201,8 @@ def extend(assignment: Assignment, seconds: float) -> Assignment:
     """Shift the expiry: time in which the coordinator did not listen counts against nobody."""
     if assignment.expires_at is None:
         return assignment
-    return replace(assignment, expires_at=assignment.expires_at + seconds)
+    collect_by = None if assignment.collect_by is None else assignment.collect_by + seconds
+    return replace(assignment, expires_at=assignment.expires_at + seconds, collect_by=collect_by)
 
 
 def _next_state(assignment: Assignment, event: AssignmentEvent) -> AssignmentState | Refused:
@@ -197,7 +221,7 @@ def _go(
     state = _next_state(assignment, event)
     if isinstance(state, Refused):
         return state
-    return replace(assignment, state=state, expires_at=expires_at)
+    return replace(assignment, state=state, expires_at=expires_at, collect_by=None)
 
 
 def _reopen(assignment: Assignment, event: AssignmentEvent, now: float) -> Assignment | Refused:
@@ -210,6 +234,7 @@ def _reopen(assignment: Assignment, event: AssignmentEvent, now: float) -> Assig
         state=state,
         worker=None,
         expires_at=None,
+        collect_by=None,
         num_returns=num_returns,
         not_before=now + backoff_seconds(num_returns),
     )

@@ -192,16 +192,16 @@ def release_lease(
     return after
 
 
+def count_uncollected(connection: Connection, worker: str) -> int:
+    """How many submissions of a worker wait to be collected."""
+    return len(_uncollected(connection, worker))
+
+
 def keep_submissions(
     connection: Connection, worker: str, *, now: float, heartbeat_seconds: float
 ) -> None:
     """A worker that lives keeps the submissions that nobody collected from it yet."""
-    waiting = select(assignments.c.assignment).where(
-        assignments.c.worker == worker,
-        assignments.c.state == AssignmentState.SUBMITTED.value,
-        assignments.c.expires_at.is_not(None),
-    )
-    for assignment in list(connection.execute(waiting).scalars()):
+    for assignment in _uncollected(connection, worker):
         standing = get_assignment(connection, assignment).standing
         after = lifecycle.keep_submission(
             standing, worker=worker, now=now, heartbeat_seconds=heartbeat_seconds
@@ -240,7 +240,12 @@ def extend_leases(connection: Connection, seconds: float) -> int:
     """Shift every expiry by `seconds`; returns how many."""
     waiting = assignments.c.expires_at.is_not(None)
     return connection.execute(
-        update(assignments).where(waiting).values(expires_at=assignments.c.expires_at + seconds)
+        update(assignments)
+        .where(waiting)
+        .values(
+            expires_at=assignments.c.expires_at + seconds,
+            collect_by=assignments.c.collect_by + seconds,
+        )
     ).rowcount
 
 
@@ -266,6 +271,15 @@ def live_lease_of(connection: Connection, worker: str) -> Attempt | None:
     )
     row = connection.execute(query).one_or_none()
     return None if row is None else find_attempt(connection, row.assignment, row.fencing)
+
+
+def _uncollected(connection: Connection, worker: str) -> list[str]:
+    waiting = select(assignments.c.assignment).where(
+        assignments.c.worker == worker,
+        assignments.c.state == AssignmentState.SUBMITTED.value,
+        assignments.c.expires_at.is_not(None),
+    )
+    return list(connection.execute(waiting).scalars())
 
 
 def _find(connection: Connection, assignment: str) -> Assignment | Refused:

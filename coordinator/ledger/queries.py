@@ -37,6 +37,7 @@ from coordinator.ledger.entries import BrokenEntry, Entry, read_entries, verify_
 from coordinator.ledger.leases import (
     OfferTerms,
     acknowledge_lease,
+    count_uncollected,
     expire_leases,
     extend_leases,
     forgive_downtime,
@@ -129,6 +130,7 @@ __all__ = [
     "announced_checkpoints",
     "assignment_views",
     "beat_role",
+    "count_uncollected",
     "create_run",
     "domain_views",
     "durable_steps",

@@ -18,7 +18,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised with every change of the tables; a ledger of another version is refused."""
 
 LIVE_ATTEMPTS = ("offered", "running")
@@ -83,6 +83,7 @@ assignments = Table(
     Column("fencing", Integer, nullable=False),
     Column("worker", String(64)),
     Column("expires_at", Float, index=True),
+    Column("collect_by", Float),
     Column("not_before", Float, nullable=False),
     Column("num_returns", Integer, nullable=False),
     Column("excluded", Text, nullable=False),

@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 from coordinator.errors import ApiError
 from coordinator.ledger import queries
 from coordinator.ledger.queries import AssignmentRow, Attempt, OfferTerms, WorkerRow
-from coordinator.lifecycle import Assignment, Refused
+from coordinator.lifecycle import MAX_UNCOLLECTED, Assignment, Refused
 from coordinator.routes.context import (
     ApiContext,
     Context,
@@ -62,6 +62,11 @@ def _offer_work(
     if queries.get_run(connection).phase == "finished":
         return LeaseAnswer(
             offer=None, reason="the run is finished", retry_after_seconds=0.0, finished=True
+        )
+    uncollected = queries.count_uncollected(connection, worker.worker)
+    if uncollected > MAX_UNCOLLECTED:
+        return _wait(
+            context, f"{uncollected} of your submissions wait to be collected: keep serving them"
         )
     load = load_workload(connection, context, now)
     open_work = offerable(load)

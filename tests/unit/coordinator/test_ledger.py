@@ -101,7 +101,7 @@ def test_creating_twice_keeps_what_is_there(ledger, spec):
 def test_a_ledger_of_another_schema_version_is_refused(ledger):
     with ledger.begin() as connection:
         connection.execute(tables.schema.update().values(version=99))
-    with pytest.raises(LedgerError, match="schema version 99, expected 1"):
+    with pytest.raises(LedgerError, match="schema version 99, expected 2"):
         ledger.create()
 
 

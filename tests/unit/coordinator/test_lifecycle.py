@@ -113,6 +113,27 @@ def test_only_the_submitter_keeps_its_submission_alive():
     assert kept.expires_at == 50.0 + lifecycle.SUBMISSION_INTERVALS * HEARTBEAT
 
 
+def test_a_submission_that_nobody_could_collect_is_given_up_however_alive_its_worker():
+    waiting = submitted("anna")
+    assert waiting.collect_by is not None
+    last = lifecycle.keep_submission(
+        waiting, worker="anna", now=waiting.collect_by - 1, heartbeat_seconds=HEARTBEAT
+    )
+    assert last.expires_at == waiting.collect_by
+    after = lifecycle.expire(last, now=waiting.collect_by)
+    assert isinstance(after, Assignment)
+    assert (after.state, after.excluded) == (AssignmentState.OPEN, {"anna"})
+    assert after.collect_by is None
+
+
+def test_a_worker_that_left_before_its_submission_was_collected_may_come_back():
+    waiting = submitted("anna")
+    assert waiting.expires_at is not None
+    after = lifecycle.expire(waiting, now=waiting.expires_at)
+    assert isinstance(after, Assignment)
+    assert after.excluded == frozenset()
+
+
 def test_downtime_shifts_the_expiry_and_nothing_else():
     before = running()
     after = lifecycle.extend(before, 25.0)

@@ -1,0 +1,139 @@
+"""What one hostile worker can do to the others through the real app: little, and not for long."""
+
+import secrets
+from typing import Any
+
+import httpx
+import pytest
+
+from coordinator.ledger import queries
+from coordinator.ledger.workers import Registration
+from coordinator.lifecycle import MAX_UNCOLLECTED, MIN_COLLECT_SECONDS
+from protocol.digests import digest_bytes
+from protocol.messages import (
+    Acknowledge,
+    AssignmentHeartbeat,
+    LeaseAnswer,
+    LeaseRequest,
+    Offer,
+    Release,
+    Submission,
+    WorkerHeartbeat,
+)
+from shared.identity import Identity
+
+
+class Guest:
+    """A registered worker that says what it likes."""
+
+    def __init__(self, api: Any, make: Any, identity: Identity, **capability: Any) -> None:
+        self.api, self.make = api, make
+        self.worker = identity.peer_id
+        self.capability = make.capability(**capability)
+        self.token = secrets.token_urlsafe(32)
+        with api.ledger.begin() as connection:
+            queries.register_worker(
+                connection,
+                Registration(
+                    worker=self.worker,
+                    name="",
+                    software_version="0",
+                    capability=self.capability,
+                    maddrs=(),
+                    token_digest=digest_bytes(self.token.encode()),
+                    token_expires_at=1e12,
+                    certificate_expires_at=1e12,
+                ),
+                api.clock(),
+            )
+
+    async def post(self, path: str, body: Any) -> httpx.Response:
+        return await self.api.http.post(
+            f"/v1/{path}",
+            content=body.model_dump_json(),
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+        )
+
+    async def ask(self) -> LeaseAnswer:
+        request = LeaseRequest(request_id=secrets.token_hex(16), capability=self.capability)
+        response = await self.post("assignments/lease", request)
+        assert response.status_code == 200, response.text
+        return LeaseAnswer.model_validate_json(response.content)
+
+    async def start(self) -> Offer:
+        answer = await self.ask()
+        assert answer.offer is not None, answer.reason
+        path = f"assignments/{answer.offer.assignment}/acknowledge"
+        assert (await self.post(path, Acknowledge(fencing=answer.offer.fencing))).is_success
+        return answer.offer
+
+    async def beat(self, offer: Offer, step: int, *, checkpoint: Any = None, **more: Any) -> Any:
+        values = {"loss": 3.0, "tokens_per_second": 64.0, "checkpoint_step": step, **more}
+        return await self.post(
+            f"assignments/{offer.assignment}/heartbeat",
+            AssignmentHeartbeat(fencing=offer.fencing, step=step, checkpoint=checkpoint, **values),
+        )
+
+    async def submit(self, offer: Offer, manifest: Any) -> httpx.Response:
+        return await self.post(
+            f"assignments/{offer.assignment}/submit",
+            Submission(
+                request_id=secrets.token_hex(16),
+                fencing=offer.fencing,
+                manifest=manifest,
+                tokens_per_second=64.0,
+                train_seconds=10.0,
+            ),
+        )
+
+    async def release(self, offer: Offer, reason: str) -> httpx.Response:
+        return await self.post(
+            f"assignments/{offer.assignment}/release",
+            Release(fencing=offer.fencing, reason=reason, detail="", checkpoint=None),
+        )
+
+    async def live(self, seconds: float) -> None:
+        """Time passes, and this worker shows that it lives."""
+        while seconds > 0:
+            self.api.pass_time(min(seconds, 100.0))
+            seconds -= 100.0
+            await self.post(
+                "workers/heartbeat", WorkerHeartbeat(capability=self.capability, maddrs=())
+            )
+
+
+@pytest.fixture
+def guest(api, make, tmp_path):
+    def build(name: str, **capability: Any) -> Guest:
+        return Guest(api, make, Identity.create(tmp_path / name / "worker.key"), **capability)
+
+    return build
+
+
+def add_work(api, make, **changes: Any):
+    spec = make.spec(**changes)
+    with api.ledger.begin() as connection:
+        shard = make.shard(spec.domain, "train").blob
+        queries.add_assignment(connection, spec, shard=shard, schemes=("a",), now=api.clock())
+    return spec
+
+
+async def test_made_up_submissions_neither_pile_up_nor_hold_their_assignments_for_ever(
+    api, make, guest
+):
+    for rng_seed in range(4):
+        add_work(api, make, rng_seed=rng_seed)
+    mallory = guest("mallory")
+    offers = []
+    for number in range(MAX_UNCOLLECTED + 1):
+        offers.append(await mallory.start())
+        assert (await mallory.submit(offers[-1], make.blob(f"made up {number}"))).is_success
+    refused = await mallory.ask()
+    assert refused.offer is None
+    assert "wait to be collected" in refused.reason
+    await mallory.live(MIN_COLLECT_SECONDS + 100.0)
+    with api.ledger.read() as connection:
+        rows = [queries.get_assignment(connection, offer.assignment) for offer in offers]
+        assert queries.announced_checkpoints(connection) == []
+    assert [row.state for row in rows] == ["open"] * len(offers)
+    assert all(row.standing.excluded == {mallory.worker} for row in rows)
