@@ -77,10 +77,14 @@ def announce(connection: Connection, announcement: Announcement, now: float) -> 
     """Ask the network role to collect a checkpoint; harmless when repeated.
 
     A newer training checkpoint takes the place of those of the assignment that nobody collected
-    yet. An expert that was named before, under a lease that ended, counts under the new one.
+    yet. An expert that was named before, under a lease that ended, counts under the new one. What
+    another worker named is its own: a manifest's digest is public and proves nothing.
     """
-    mine = (checkpoints.c.assignment == announcement.assignment) & (
-        checkpoints.c.manifest_digest == announcement.manifest.digest
+    mine = (
+        (checkpoints.c.assignment == announcement.assignment)
+        & (checkpoints.c.worker == announcement.worker)
+        & (checkpoints.c.kind == announcement.kind)
+        & (checkpoints.c.manifest_digest == announcement.manifest.digest)
     )
     found = connection.execute(select(checkpoints).where(mine)).one_or_none()
     if found is not None:
@@ -112,6 +116,7 @@ def keep_spare(connection: Connection, announcement: Announcement, now: float) -
     known = connection.execute(
         select(checkpoints.c.checkpoint_id).where(
             checkpoints.c.assignment == announcement.assignment,
+            checkpoints.c.worker == announcement.worker,
             checkpoints.c.kind == "expert",
             or_(
                 checkpoints.c.fencing == announcement.fencing,

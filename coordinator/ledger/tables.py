@@ -160,7 +160,7 @@ checkpoints = Table(
     Column("reason", Text, nullable=False),
     Column("announced_at", Float, nullable=False),
     Column("decided_at", Float),
-    UniqueConstraint("assignment", "manifest_digest"),
+    UniqueConstraint("assignment", "worker", "kind", "manifest_digest"),
 )
 
 checkpoint_blobs = Table(

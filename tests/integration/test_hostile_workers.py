@@ -137,3 +137,21 @@ async def test_made_up_submissions_neither_pile_up_nor_hold_their_assignments_fo
         assert queries.announced_checkpoints(connection) == []
     assert [row.state for row in rows] == ["open"] * len(offers)
     assert all(row.standing.excluded == {mallory.worker} for row in rows)
+
+
+async def test_naming_another_workers_manifest_first_takes_nothing_from_it(api, make, guest):
+    spec = add_work(api, make)
+    mallory, bert = guest("mallory"), guest("bert")
+    old = await mallory.start()
+    api.pass_time(40.0)
+    offer = await bert.start()
+    stolen = make.blob("bert's expert")
+    assert not (await mallory.submit(old, stolen)).is_success
+    assert (await bert.submit(offer, stolen)).is_success
+    with api.ledger.begin() as connection:
+        (row,) = queries.announced_checkpoints(connection)
+        assert row.worker == bert.worker
+        manifest = make.manifest(spec, bert.worker)
+        queries.mark_durable(connection, row.checkpoint_id, manifest, api.clock())
+        (submission,) = queries.durable_submissions(connection)
+    assert submission.worker == bert.worker
