@@ -73,7 +73,7 @@ async def test_a_killed_trainer_gives_the_lease_back_and_is_started_again(
     roles: Any, volunteers: Any, tools: Any, tmp_path: Path
 ) -> None:
     assignment = roles.open_assignment()
-    anna = volunteers("anna", http_only=True)
+    anna = volunteers("anna")
     await tools.until("a checkpoint", lambda: tools.steps_done(tmp_path / "anna") > 0)
     [trainer] = tools.trainers(tmp_path)
     tools.kill(trainer)
@@ -90,7 +90,7 @@ async def test_what_was_trained_while_the_coordinator_was_away_is_handed_in_by_t
     roles: Any, volunteers: Any, tools: Any, tmp_path: Path
 ) -> None:
     assignment = roles.open_assignment(num_steps=500)
-    anna = volunteers("anna", http_only=True)
+    anna = volunteers("anna")
     await tools.until("training", lambda: tools.trainers(tmp_path))
     roles.kill("api")
     try:
@@ -101,7 +101,7 @@ async def test_what_was_trained_while_the_coordinator_was_away_is_handed_in_by_t
         assert (tmp_path / "anna" / "offer.json").exists()
     finally:
         roles.start("api")
-    anna = volunteers("anna", http_only=True)
+    anna = volunteers("anna")
     await tools.until("submitted", lambda: roles.state(assignment) == "submitted")
     assert roles.row(assignment).standing.fencing == 1
     assert await anna.stop() == 0
