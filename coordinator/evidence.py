@@ -4,7 +4,7 @@ The collector has checked the files already; nothing in the folder is trusted fo
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,37 @@ def checkpoint_at(
     digest = manifest.blob(MODEL_FILE).digest
     shape = spec.shape.model_copy(update={"ffn_width": ffn_width})
     return Checkpoint(digest=digest, path=store.path(digest), shape=shape)
+
+
+class AcceptedFiles:
+    """Looks after the files of accepted checkpoints, which every later step reads."""
+
+    def __init__(self, store: BlobStore, tick: Callable[[], None]) -> None:
+        self._store = store
+        self._tick = tick
+        self._hashed: set[str] = set()
+
+    def find_lost(self, accepted: Mapping[str, AcceptedRow]) -> str | None:
+        """What is wrong with the first that is missing or damaged; None if all are sound.
+
+        Each is hashed when it is first seen; later, and until `hash_again`, it has to be there.
+        """
+        for row in accepted.values():
+            digest = row.manifest.blob(MODEL_FILE).digest
+            if self._store.has(digest):
+                if digest in self._hashed:
+                    continue
+                self._tick()
+                if self._store.verify(digest):
+                    self._hashed.add(digest)
+                    continue
+            self._hashed.discard(digest)
+            return f"the file of {checkpoint_name(row.spec)}, blob {digest}, is lost or damaged"
+        return None
+
+    def hash_again(self) -> None:
+        """Hash every file anew when it is next looked at."""
+        self._hashed.clear()
 
 
 class Examiner:

@@ -6,7 +6,7 @@ killed at any point: what is planned is planned once, and what was computed is i
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -15,7 +15,13 @@ from sqlalchemy import Connection
 
 from coordinator import planner
 from coordinator.disposal import dispose
-from coordinator.evidence import MODEL_FILE, Examiner, checkpoint_at, widths_of
+from coordinator.evidence import (
+    MODEL_FILE,
+    AcceptedFiles,
+    Examiner,
+    checkpoint_at,
+    widths_of,
+)
 from coordinator.export import export_checkpoint
 from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
@@ -46,6 +52,9 @@ from shared.files import write_atomic
 from shared.logs import facts
 
 IDLE_SECONDS = 0.5
+RECHECK_SECONDS = 30.0
+"""Between two looks at a lost file, which is hashed each time."""
+
 RESULTS_FILE = "results.json"
 MAX_REASON = 500
 
@@ -118,13 +127,39 @@ class Scorer:
         self._seeds = planner.seed_specs(run, prepared)
         self._exported: set[str] = set()
         self._said: tuple[Phase, str] | None = None
+        self._files = AcceptedFiles(self._store, pulse.tick)
+        self._stalled_at: float | None = None
 
     def step(self) -> bool:
-        """Do the next thing; whether there was one. Raises Stopped when the role is to stop."""
+        """Do the next thing; whether there was one. Raises Stopped when the role is to stop.
+
+        Without the file of an accepted checkpoint the run is stalled, until it is put back.
+        """
+        if self._stalled_at is not None and 0 <= self._now() - self._stalled_at < RECHECK_SECONDS:
+            return False
         with self._ledger.read() as connection:
             submissions = queries.durable_submissions(connection)
             accepted = queries.accepted(connection)
             snapshot = queries.snapshot(connection)
+        lost = self._files.find_lost(accepted)
+        if lost is None:
+            try:
+                return self._proceed(submissions, accepted, snapshot)
+            except (ValueError, BlobMissing, OSError, SafetensorError):
+                self._files.hash_again()
+                lost = self._files.find_lost(accepted)
+                if lost is None:
+                    raise
+        self._stall(lost, snapshot)
+        return False
+
+    def _proceed(
+        self,
+        submissions: Sequence[queries.SubmissionRow],
+        accepted: AcceptedRows,
+        snapshot: queries.RunSnapshot,
+    ) -> bool:
+        self._stalled_at = None
         for digest in accepted:
             if digest not in self._exported:
                 self._export(accepted[digest])
@@ -133,6 +168,12 @@ class Scorer:
             return True
         action = next_action(snapshot, domains=self._run.domains)
         return self._act(action, snapshot, accepted)
+
+    def _stall(self, reason: str, snapshot: queries.RunSnapshot) -> None:
+        self._stalled_at = self._now()
+        self._log.error("stalled: %s", reason)
+        if snapshot.phase != "finished":
+            self._set_phase("stalled", reason)
 
     def _act(self, action: Action, snapshot: queries.RunSnapshot, accepted: AcceptedRows) -> bool:
         match action:
@@ -187,6 +228,9 @@ class Scorer:
         try:
             return self._examiner.examine(submission, accepted)
         except (ValueError, SafetensorError) as error:
+            self._files.hash_again()
+            if self._files.find_lost(accepted) is not None:
+                raise
             failure: Exception = error
         except (BlobMissing, FileNotFoundError) as error:
             if self._store.has(submission.manifest.blob(MODEL_FILE).digest):

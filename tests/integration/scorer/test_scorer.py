@@ -114,6 +114,56 @@ def test_a_role_stopped_while_it_scores_goes_on_from_its_cache(tiny):
     assert tiny.snapshot().phase == "finished"
 
 
+def spoil(store, digest, how):
+    """Lose, cut or change a blob; what puts it back."""
+    path = store.path(digest)
+    data = path.read_bytes()
+    path.unlink()
+    if how == "cut":
+        path.write_bytes(data[:-5])
+    elif how == "changed":
+        path.write_bytes(data[:-4] + bytes(4))
+    return lambda: path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["lost", "cut", "changed"])
+def test_a_lost_or_damaged_accepted_file_stalls_the_run_until_it_is_put_back(tiny, how):
+    tiny.to_experts()
+    row = tiny.rows("expert", "cooking")[0]
+    with tiny.ledger.read() as connection:
+        (seed,) = queries.accepted(connection).values()
+    digest = seed.manifest.blob("model.safetensors").digest
+    tiny.train(row.spec)
+    put_back = spoil(tiny.store, digest, how)
+    tiny.hand_in(row)
+    tiny.scorer = tiny.new_scorer()
+    tiny.settle()
+    with tiny.ledger.read() as connection:
+        run = queries.get_run(connection)
+    assert run.phase == "stalled"
+    assert digest in run.phase_reason
+    assert "the file of seed-" in run.phase_reason
+    assert tiny.row(row.assignment).state is AssignmentState.SUBMITTED, "not the worker's fault"
+    put_back()
+    tiny.time += 31
+    tiny.settle()
+    assert tiny.row(row.assignment).state is AssignmentState.ACCEPTED
+    assert tiny.snapshot().phase == "training"
+
+
+def test_an_accepted_file_damaged_under_the_running_role_stalls_the_run(tiny):
+    tiny.to_experts()
+    row = tiny.rows("expert", "cooking")[0]
+    with tiny.ledger.read() as connection:
+        (seed,) = queries.accepted(connection).values()
+    tiny.train(row.spec)
+    tiny.hand_in(row)
+    spoil(tiny.store, seed.manifest.blob("model.safetensors").digest, "cut")
+    tiny.settle()
+    assert tiny.snapshot().phase == "stalled"
+    assert tiny.row(row.assignment).state is AssignmentState.SUBMITTED
+
+
 def direct_posterior_perplexity(tiny, schemes, domain):
     """The uniform-prior posterior ensemble from full distributions, token by token, in fp64."""
     with tiny.ledger.read() as connection:

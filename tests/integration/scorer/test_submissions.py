@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 
 from protocol.assignments import AssignmentState
-from shared.blobstore import BlobStore
 from shared.likelihood import label_log_likelihoods
 from shared.model import load
 from shared.shards import Shard
@@ -58,36 +57,6 @@ def test_finite_weights_that_overflow_are_rejected_and_the_next_worker_may_try(t
     assert reason == "rejected: worse than a unigram model on held-out text"
     state, _ = tiny.decision_on(seed, tiny.train(seed.spec), worker=1)
     assert state is AssignmentState.ACCEPTED
-
-
-def test_an_accepted_expert_that_overflows_on_another_domain_costs_nobody_the_results(tiny):
-    tiny.to_experts()
-    spoiled = tiny.rows("expert", "cooking")[0]
-    cooking = tokens_of(tiny, "cooking")
-    foreign = np.setdiff1d(np.union1d(tokens_of(tiny, "drama"), tokens_of(tiny, "python")), cooking)
-
-    def overflow_elsewhere(tensors):
-        tensors["model.embed_tokens.weight"][foreign] = 3e38
-
-    honest = tiny.train(spoiled.spec)
-    file = changed(honest, tiny.folders.root / "elsewhere.safetensors", overflow_elsewhere)
-    assert tiny.decision_on(spoiled, file)[0] is AssignmentState.ACCEPTED
-    for row in tiny.rows("expert"):
-        if row.assignment != spoiled.assignment:
-            tiny.hand_in(row)
-            tiny.settle()
-    assert tiny.snapshot().phase == "finished"
-
-
-def tokens_of(tiny, domain):
-    found = []
-    for split in ("train", "dev", "gate", "test"):
-        manifest = tiny.prepared.shard(domain, split)
-        sealed = split in ("gate", "test")
-        store = BlobStore(tiny.folders.sealed) if sealed else tiny.store
-        path = store.path(manifest.blob.digest)
-        found.append(Shard.read(path, vocab_size=manifest.vocab_size).tokens)
-    return np.unique(np.concatenate(found))
 
 
 def test_a_submission_that_vanishes_while_it_is_measured_is_rejected(tiny):
