@@ -4,10 +4,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Coroutine
 
 from protocol.errors import ErrorCode
-from protocol.messages import LeaseAnswer, Offer
+from protocol.messages import LeaseAnswer, LeaseRequest, Offer
 from shared.retry import backoff_seconds
 from worker import capability as capabilities
 from worker.client import new_request_id
@@ -16,7 +15,8 @@ from worker.folder import WorkerFolder
 from worker.membership import Membership
 from worker.screen import Screen, describe_offer
 from worker.settings import JoinSettings
-from worker.work import LOST_LEASE, Outcome, Work
+from worker.tasks import unless_stopped
+from worker.work import LOST_LEASE, Work
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ DELIVERY_SECONDS = 60.0
 """How long a stopping worker waits for the coordinator to fetch what it handed in."""
 
 MAX_FAILURES = 3
-WAITS = frozenset({ErrorCode.NOT_READY, ErrorCode.WRONG_STATE, ErrorCode.INTERNAL})
+WAITS = frozenset({ErrorCode.WRONG_STATE})
 
 
 class Agent:
@@ -35,7 +35,7 @@ class Agent:
         self.folder = folder
         self.screen = screen
         self._stopping = asyncio.Event()
-        self._undelivered: set[str] = set()
+        self._undelivered: dict[str, list[str]] = {}
         self._failures = 0
         self._idle_reason = ""
 
@@ -50,9 +50,11 @@ class Agent:
         """
         member = Membership(self.settings, self.folder)
         try:
-            if not await self._unless_stopped(member.find_coordinator()):
+            if await unless_stopped(self._stopping, member.find_coordinator()) is None:
                 return 0
+            self.folder.sweep()
             await self._join(member)
+            self._take_up_deliveries(member)
             finished = await self._work_until_done(member)
             await self._deliver(member)
         finally:
@@ -77,28 +79,17 @@ class Agent:
             f"{capability.free_memory_bytes / 1e9:.2f} GB for training"
         )
 
-    async def _unless_stopped(self, doing: Coroutine[None, None, None]) -> bool:
-        """Whether it was done before `stop` was called. Raises what it raises."""
-        task = asyncio.create_task(doing)
-        waiting = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        done = task.done()
-        for other in (task, waiting):
-            other.cancel()
-        await asyncio.gather(task, waiting, return_exceptions=True)
-        if done:
-            task.result()
-        return done
-
     async def _work_until_done(self, member: Membership) -> bool:
         """True when the run needs no more work."""
         await self._go_on_with_the_remembered_lease(member)
         attempt = 0
-        request_id = new_request_id()
+        request: LeaseRequest | None = None
         while not self._stopping.is_set() and self._failures < MAX_FAILURES:
-            await self._refresh(member)
+            # A request that got no answer is repeated as it was: the coordinator then repeats its
+            # answer instead of giving a second offer.
+            request = request or await self._lease_request(member)
             try:
-                answer = await self._ask_for_work(member, request_id)
+                answer = await self._ask_for_work(member, request)
             except CoordinatorUnreachable as error:
                 wait = backoff_seconds(attempt, base=1.0, cap=60.0, random=random.random())
                 attempt += 1
@@ -106,7 +97,7 @@ class Agent:
                 log.warning("%s", error)
                 await self._pause(wait)
                 continue
-            attempt, request_id = 0, new_request_id()
+            attempt, request = 0, None
             if answer.offer is not None:
                 await self._take(member, answer.offer)
             elif answer.finished:
@@ -117,10 +108,15 @@ class Agent:
                 await self._pause(answer.retry_after_seconds)
         return False
 
-    async def _ask_for_work(self, member: Membership, request_id: str) -> LeaseAnswer:
+    async def _lease_request(self, member: Membership) -> LeaseRequest:
+        await self._refresh(member)
+        return LeaseRequest(request_id=new_request_id(), capability=member.capability)
+
+    async def _ask_for_work(self, member: Membership, request: LeaseRequest) -> LeaseAnswer:
         try:
             await member.beat()
-            return await member.call(lambda: member.client.lease(member.capability, request_id))
+            self._forget_delivered(member)
+            return await member.call(lambda: member.client.lease(request))
         except Refused as refusal:
             if refusal.code not in WAITS:
                 raise
@@ -130,8 +126,8 @@ class Agent:
     async def _take(self, member: Membership, offer: Offer) -> None:
         try:
             await member.call(lambda: member.client.acknowledge(offer.assignment, offer.fencing))
-        except Refused as refusal:
-            log.warning("the offer lapsed: %s", refusal)
+        except (Refused, CoordinatorUnreachable) as error:
+            log.warning("the offer lapsed: %s", error)
             return
         self.folder.remember_offer(offer)
         self.screen.say(describe_offer(offer, member.capability))
@@ -145,28 +141,39 @@ class Agent:
 
     async def _do(self, member: Membership, offer: Offer) -> None:
         work = Work(member, offer, self.screen)
-        outcome = await self._outcome_of(work)
-        work.forget_head()
+        try:
+            outcome = await work.run(self._stopping)
+        except Refused as refusal:
+            if refusal.code not in LOST_LEASE:
+                raise
+            outcome = "lost"
+        if work.handed_in is not None:
+            self._undelivered[work.handed_in.ref.digest] = [
+                blob.digest for blob in work.handed_in.blobs
+            ]
+            self.folder.remember_deliveries(self._undelivered)
         if outcome == "kept":
             self.screen.say("the coordinator is away: the next start goes on with this lease")
         else:
             self.folder.forget_offer()
-        if work.submitted is not None:
-            self._undelivered.add(work.submitted.digest)
         if outcome == "submitted":
             self.screen.say(f"submitted {offer.assignment} ({offer.spec.domain})")
         self._failures = self._failures + 1 if outcome == "failed" else 0
 
-    async def _outcome_of(self, work: Work) -> Outcome:
-        try:
-            return await work.run(self._stopping)
-        except CoordinatorUnreachable as error:
-            self.screen.say(f"could not fetch what this assignment needs: {error}")
-            return "failed"
-        except Refused as refusal:
-            if refusal.code not in LOST_LEASE:
-                raise
-            return "lost"
+    def _take_up_deliveries(self, member: Membership) -> None:
+        """Names again what a former life of this worker handed in."""
+        for manifest, digests in self.folder.remembered_deliveries().items():
+            if all(self.folder.blobs.has(digest) for digest in digests):
+                self._undelivered[manifest] = digests
+                member.publish([self.folder.blobs.pieces(digest).ref() for digest in digests])
+
+    def _forget_delivered(self, member: Membership) -> None:
+        """The coordinator holds these: our own copy may go."""
+        delivered = [manifest for manifest in self._undelivered if manifest in member.durable]
+        for manifest in delivered:
+            member.drop(self._undelivered.pop(manifest))
+        if delivered:
+            self.folder.remember_deliveries(self._undelivered)
 
     async def _deliver(self, member: Membership) -> None:
         """Stays until the coordinator holds what this worker handed in, or for a minute."""
@@ -176,7 +183,7 @@ class Agent:
         while self._undelivered and asyncio.get_running_loop().time() < deadline:
             with contextlib.suppress(CoordinatorUnreachable):
                 await member.beat()
-            self._undelivered -= member.durable
+            self._forget_delivered(member)
             if self._undelivered:
                 await asyncio.sleep(min(1.0, member.heartbeat_seconds))
 

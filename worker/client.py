@@ -104,9 +104,8 @@ class CoordinatorClient:
         """Alive, whether or not there is work."""
         return await self._call("POST", "/v1/workers/heartbeat", beat, HeartbeatAnswer)
 
-    async def lease(self, capability: Capability, request_id: str) -> LeaseAnswer:
-        """Asks for work. Repeating `request_id` repeats the answer."""
-        request = LeaseRequest(request_id=request_id, capability=capability)
+    async def lease(self, request: LeaseRequest) -> LeaseAnswer:
+        """Asks for work. Repeating the request repeats the answer."""
         return await self._call("POST", "/v1/assignments/lease", request, LeaseAnswer)
 
     async def acknowledge(self, assignment: str, fencing: int) -> LeaseState:
@@ -152,7 +151,10 @@ class CoordinatorClient:
             ) from error
         if response.is_success:
             return _parse(response, answer)
-        raise Refused(_parse(response, ErrorBody))
+        refusal = Refused(_parse(response, ErrorBody))
+        if response.is_server_error:
+            raise CoordinatorUnreachable(f"{self.url}: {refusal}") from refusal
+        raise refusal
 
 
 def new_request_id() -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from protocol.messages import Offer
 from shared.blobstore import BlobStore
+from shared.files import write_atomic
 from shared.identity import Identity
 from worker.errors import NotTheSameCoordinator, WorkerError
 
@@ -49,11 +51,11 @@ class WorkerFolder:
                 f"{url} answered as {peer_id}, but it was {known[url]} when this worker joined "
                 f"first. If its operator made a new key, delete the line from {path}."
             )
-        write_text(path, json.dumps(known, indent=2))
+        write_atomic(path, json.dumps(known, indent=2).encode())
 
     def remember_offer(self, offer: Offer) -> None:
         """Keeps the lease that is being worked on, so that a restart goes on with it."""
-        write_text(self.root / "offer.json", offer.model_dump_json())
+        write_atomic(self.root / "offer.json", offer.model_dump_json().encode())
 
     def remembered_offer(self) -> Offer | None:
         """The lease that was being worked on when the agent ended, if any."""
@@ -65,6 +67,33 @@ class WorkerFolder:
     def forget_offer(self) -> None:
         """There is no lease any more."""
         (self.root / "offer.json").unlink(missing_ok=True)
+
+    def remember_deliveries(self, deliveries: dict[str, list[str]]) -> None:
+        """Keeps what was handed in and not yet fetched: manifest digest to blob digests."""
+        write_atomic(self.root / "deliveries.json", json.dumps(deliveries).encode())
+
+    def remembered_deliveries(self) -> dict[str, list[str]]:
+        """What was handed in and not yet known to be durable when the agent ended."""
+        try:
+            found = json.loads((self.root / "deliveries.json").read_bytes())
+            return {manifest: list(blobs) for manifest, blobs in found.items()}
+        except (FileNotFoundError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def sweep(self) -> None:
+        """Deletes what no lease and no delivery needs: once, before anything starts."""
+        offer = self.remembered_offer()
+        needed = {digest for blobs in self.remembered_deliveries().values() for digest in blobs}
+        if offer is not None:
+            needed.add(offer.shard.digest)
+            for manifest in (offer.parent and offer.parent.manifest, offer.resume):
+                needed |= {file.blob.digest for file in manifest.files} if manifest else set()
+        for digest in list(self.blobs.digests()):
+            if digest not in needed:
+                self.blobs.delete(digest)
+        for folder in (self.root / "work").glob("*"):
+            if offer is None or folder.name != offer.assignment:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _take_lock(self) -> IO[str]:
         lock = (self.root / "agent.lock").open("a+")
@@ -82,13 +111,3 @@ class WorkerFolder:
         lock.write(str(os.getpid()))
         lock.flush()
         return lock
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small file as a whole: never half-written, whatever ends the process."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -8,13 +8,15 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import TypeVar
 
 from protocol.blobs import BlobRef
 from protocol.capability import Capability
+from protocol.certificates import SignedCertificate
 from protocol.errors import ErrorCode
 from protocol.messages import HeartbeatAnswer, RunInfo, WorkerHeartbeat
+from protocol.records import HeadRecord, provider_key
 from shared.http_blobs import TransferFailed, fetch_over_http, upload_over_http
 from shared.logs import facts
 from shared.retry import backoff_seconds
@@ -23,6 +25,7 @@ from worker.client import CoordinatorClient
 from worker.errors import CoordinatorUnreachable, Refused
 from worker.folder import WorkerFolder
 from worker.settings import JoinSettings
+from worker.tasks import log_failure
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,10 @@ Result = TypeVar("Result")
 
 FIRST_CONTACT_TRIES = 5
 PEER_RETRY_SECONDS = 30.0
+PEER_FETCH_SECONDS = 60.0
+SLOWEST_BYTES_PER_SECOND = 50_000
+"""Peers that are slower are left for HTTP; what arrived is kept."""
+
 LOST_TOKEN = frozenset({ErrorCode.UNKNOWN_TOKEN, ErrorCode.EXPIRED_TOKEN})
 
 
@@ -49,7 +56,7 @@ class Membership:
         self._info: RunInfo | None = None
         self._public: set[str] = set()
         self._uploads: dict[str, asyncio.Task[None]] = {}
-        self._peer_task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._registering = asyncio.Lock()
 
     @property
@@ -58,13 +65,14 @@ class Membership:
         assert self._info is not None, "find_coordinator first"
         return self._info
 
-    async def find_coordinator(self) -> None:
+    async def find_coordinator(self) -> RunInfo:
         """Learns who answers at the address, and that it is who answered there before.
 
         Raises CoordinatorUnreachable, Refused or NotTheSameCoordinator.
         """
         self._info = await self._first_contact()
         self.folder.pin_coordinator(self.settings.url, self.info.coordinator)
+        return self._info
 
     async def start(self, capability: Capability) -> None:
         """Registers and joins the DHT. Raises CoordinatorUnreachable or Refused."""
@@ -72,13 +80,11 @@ class Membership:
         await self._register()
         if not self.settings.http_only:
             await self._start_peer()
-            self._peer_task = asyncio.create_task(self._keep_peer())
+            self._run(self._keep_peer())
 
     async def stop(self) -> None:
         """Leaves: stops transfers, the peer and the connections."""
-        tasks = [*self._uploads.values()]
-        if self._peer_task is not None:
-            tasks.append(self._peer_task)
+        tasks = [*self._uploads.values(), *self._tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -112,8 +118,8 @@ class Membership:
         """Does what a heartbeat's answer asks for."""
         self.heartbeat_seconds = answer.next_heartbeat_seconds
         self.durable.update(answer.durable)
-        if answer.certificate is not None and self.peer is not None:
-            self.peer.renew_certificate(answer.certificate)
+        if answer.certificate is not None:
+            self._hold(answer.certificate)
         for ref in answer.wanted:
             if ref.digest not in self._uploads and self.folder.blobs.has(ref.digest):
                 self._uploads[ref.digest] = asyncio.create_task(self._upload(ref))
@@ -130,9 +136,23 @@ class Membership:
         if not self.folder.blobs.has(ref.digest):
             route = await self._fetch_from_peers(ref) or await self._fetch_from_coordinator(ref)
             log.info("fetched %s", facts(digest=ref.digest, bytes=ref.size, route=route))
-        if public and self.peer is not None:
-            await self.peer.announce_blob(ref)
+        if public:
+            self.publish([ref])
         return route
+
+    def publish(
+        self, refs: Sequence[BlobRef], *, head: tuple[str, HeadRecord] | None = None
+    ) -> None:
+        """Names blobs, and the newest checkpoint of an assignment, in the DHT; does not wait."""
+        if self.peer is not None and self.peer.healthy:
+            self._run(self._announce(self.peer, refs, head))
+
+    def drop(self, digests: Iterable[str]) -> None:
+        """Stops naming blobs and deletes them."""
+        for digest in digests:
+            if self.peer is not None:
+                self.peer.forget(provider_key(digest))
+            self.folder.blobs.delete(digest)
 
     def may_read(self, digest: str, peer_id: str) -> bool:
         """Shards go to anybody, everything else to the coordinator alone."""
@@ -142,11 +162,12 @@ class Membership:
         if self.peer is None or not self.peer.healthy:
             return None
         try:
-            provider = await self.peer.fetch_blob(
-                ref, self.folder.blobs, providers=[self.info.coordinator]
-            )
-        except FetchFailed as failure:
-            log.warning("no peer could send %s: %s", ref.digest[:12], failure.reason)
+            async with asyncio.timeout(PEER_FETCH_SECONDS + ref.size / SLOWEST_BYTES_PER_SECOND):
+                provider = await self.peer.fetch_blob(
+                    ref, self.folder.blobs, providers=[self.info.coordinator]
+                )
+        except (FetchFailed, TimeoutError) as failure:
+            log.warning("no peer could send %s: %s", ref.digest[:12], failure)
             return None
         return f"libp2p from {provider}"
 
@@ -193,10 +214,27 @@ class Membership:
             maddrs=self._maddrs(),
         )
         self.heartbeat_seconds = answer.heartbeat_seconds
-        self._certificate = answer.certificate
         self._bootstrap = answer.bootstrap
+        self._hold(answer.certificate)
+
+    def _hold(self, certificate: SignedCertificate) -> None:
+        self._certificate = certificate
         if self.peer is not None:
-            self.peer.renew_certificate(answer.certificate)
+            self.peer.renew_certificate(certificate)
+
+    async def _announce(
+        self, peer: Peer, refs: Sequence[BlobRef], head: tuple[str, HeadRecord] | None
+    ) -> None:
+        for ref in refs:
+            await peer.announce_blob(ref)
+        if head is not None:
+            await peer.announce_head(*head)
+
+    def _run(self, doing: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(doing)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(log_failure)
 
     def _maddrs(self) -> tuple[str, ...]:
         """Where the coordinator may dial our peer; none while there is none."""

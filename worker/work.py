@@ -2,33 +2,32 @@
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
 import random
 import shutil
-from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Literal
 
-from protocol.blobs import BlobRef
-from protocol.digests import canonical_bytes
 from protocol.errors import ErrorCode
-from protocol.manifests import FILES, CheckpointKind, CheckpointManifest, ManifestFile
 from protocol.messages import AssignmentHeartbeat, Offer, Release, ReleaseReason, Submission
-from protocol.records import HeadRecord, head_key, provider_key
-from shared.logs import facts
+from protocol.records import head_key
 from shared.retry import backoff_seconds
 from worker.client import new_request_id
 from worker.errors import CoordinatorUnreachable, Refused
 from worker.membership import Membership
+from worker.offers import problem_of
 from worker.runner import Event, TrainerProcess
 from worker.screen import Screen
+from worker.shelf import Named, Shelf
+from worker.tasks import background, unless_stopped
 from worker.trainer.assignment import TrainerAssignment
 
 log = logging.getLogger(__name__)
 
 Outcome = Literal["submitted", "released", "failed", "lost", "kept"]
-"""kept: asked to stop while the coordinator was away; the next start goes on with the lease."""
+"""kept: the coordinator is away and we stop; the next start goes on with this lease."""
 
 LOST_LEASE = frozenset({ErrorCode.LEASE_LOST, ErrorCode.UNKNOWN_ASSIGNMENT, ErrorCode.WRONG_STATE})
 
@@ -45,38 +44,57 @@ class Work:
         self.offer = offer
         self.screen = screen
         self.folder = member.folder.work(offer.assignment)
-        self.submitted: BlobRef | None = None
+        self.handed_in: Named | None = None
+        self._shelf = Shelf(member, offer)
         self._beat_now = asyncio.Event()
         self._gone = asyncio.Event()
         self._progress: Event = {}
-        self._announced: tuple[BlobRef, CheckpointManifest] | None = None
         self._durable_step: int | None = offer.resume.step if offer.resume else None
         self._trainer: TrainerProcess | None = None
 
     async def run(self, stopping: asyncio.Event) -> Outcome:
         """Does the work; `stopping` set means: checkpoint, give the lease back, return.
 
-        Raises CoordinatorUnreachable if what training needs cannot be fetched.
+        Afterwards `handed_in` is what the coordinator has yet to fetch, if anything; all else that
+        was named is deleted again.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(_background(self._heartbeats()))
+        async with background(self._heartbeats()):
             try:
-                last = await self._train(stopping)
-                return await self._hand_in(last, stopping)
+                outcome = await self._train_and_hand_in(stopping)
             except LeaseGone:
                 self.screen.say(f"lease {self.offer.assignment} is gone: another worker has it")
-                return "lost"
+                outcome = "lost"
+            except (CoordinatorUnreachable, OSError) as error:
+                reason = _reason_of(error)
+                self.screen.say(f"giving {self.offer.assignment} back ({reason}): {error}")
+                await self._release(reason, str(error)[:500])
+                outcome = "failed"
+        if self.member.peer is not None:
+            self.member.peer.forget(head_key(self.offer.assignment))
+        if outcome != "kept":
+            self._shelf.clear(but=self.handed_in)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return outcome
+
+    async def _train_and_hand_in(self, stopping: asyncio.Event) -> Outcome:
+        problem = problem_of(self.offer, self.member.capability)
+        if problem is not None:
+            self.screen.say(f"not taking {self.offer.assignment}: {problem}")
+            await self._release("unavailable", problem[:500])
+            return "failed"
+        last = await self._train(stopping)
+        return await self._hand_in(last, stopping)
 
     async def _train(self, stopping: asyncio.Event) -> Event:
-        assignment = await self._prepare_inputs()
+        assignment = await unless_stopped(stopping, self._prepare_inputs())
         last: Event = {"event": "stopped", "step": 0}
-        if stopping.is_set():
+        if assignment is None:
             return last
         async with TrainerProcess(assignment, log=self.member.folder.root / "trainer.log") as child:
             self._trainer = child
-            async with _background(self._stop_trainer(stopping)), _background(self._kill_if_gone()):
+            async with background(self._stop_trainer(stopping)), background(self._kill_if_gone()):
                 async for event in child.events():
-                    await self._heed(event)
+                    await self._heed(event, is_last=stopping.is_set())
                     last = event
         if self._gone.is_set():
             raise LeaseGone
@@ -117,68 +135,28 @@ class Work:
         for file in durable.files:
             await self.member.fetch(file.blob, public=False)
             shutil.copyfile(self.member.folder.blobs.path(file.blob.digest), target / file.name)
+        self.member.drop(file.blob.digest for file in durable.files)
         self.screen.say(f"going on from durable step {durable.step} of {durable.worker}")
         return target
 
-    async def _heed(self, event: Event) -> None:
+    async def _heed(self, event: Event, *, is_last: bool) -> None:
         if event["event"] == "progress":
             self._progress = event
             self.screen.progress(event, durable_step=self._durable_step)
-        elif event["event"] == "checkpoint":
-            await self._announce("training", Path(event["folder"]), event)
-            self._beat_now.set()
-
-    async def _announce(self, kind: CheckpointKind, folder: Path, event: Event) -> BlobRef:
-        """Puts a checkpoint's files and then its manifest into the store and into the DHT."""
-        blobs, peer = self.member.folder.blobs, self.member.peer
-        files = []
-        for name in FILES[kind]:
-            ref = await asyncio.to_thread(blobs.add_file, folder / name)
-            files.append(ManifestFile(name=name, blob=ref))
-        manifest = CheckpointManifest(
-            kind=kind,
-            spec=self.offer.spec.digest,
-            worker=self.member.folder.identity.peer_id,
-            step=event["step"],
-            loss=event.get("loss"),
-            files=tuple(files),
-        )
-        ref = blobs.add_bytes(canonical_bytes(manifest))
-        if peer is not None and peer.healthy:
-            for blob in (*(file.blob for file in files), ref):
-                await peer.announce_blob(blob)
-            await peer.announce_head(
-                self.offer.assignment,
-                HeadRecord(s=manifest.step, h=ref.digest, n=ref.size, f=self.offer.fencing),
-            )
-        previous, self._announced = self._announced, (ref, manifest)
-        if previous is not None:
-            self._forget(*previous)
-        log.info("announced %s", facts(kind=kind, step=manifest.step, manifest=ref.digest))
-        return ref
-
-    def _forget(self, ref: BlobRef, manifest: CheckpointManifest) -> None:
-        """A training checkpoint that a newer one replaces need not be kept any longer."""
-        keep = {ref.digest for ref in self._announced_blobs()}
-        for blob in (ref, *(file.blob for file in manifest.files)):
-            if blob.digest not in keep:
-                if self.member.peer is not None:
-                    self.member.peer.forget(provider_key(blob.digest))
-                self.member.folder.blobs.delete(blob.digest)
-
-    def _announced_blobs(self) -> list[BlobRef]:
-        if self._announced is None:
-            return []
-        ref, manifest = self._announced
-        return [ref, *(file.blob for file in manifest.files)]
+        elif event["event"] == "checkpoint" and (is_last or self._shelf.has_room()):
+            try:
+                await self._shelf.put("training", Path(event["folder"]), event)
+            except OSError as error:
+                log.warning("checkpoint of step %s stays local: %s", event["step"], error)
+            else:
+                self._beat_now.set()
 
     async def _hand_in(self, last: Event, stopping: asyncio.Event) -> Outcome:
         if last["event"] == "finished":
-            ref = await self._announce("expert", Path(last["file"]).parent, last)
-            if not await self._submit(ref, last, stopping):
+            expert = await self._shelf.put("expert", Path(last["file"]).parent, last)
+            if not await self._submit(expert, last, stopping):
                 return "kept"
-            self.submitted = ref
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.handed_in = expert
             return "submitted"
         if last["event"] == "stopped":
             released = await self._release("stopped", "the volunteer stopped the worker")
@@ -188,12 +166,12 @@ class Work:
         await self._release(_release_reason(last.get("code")), message)
         return "failed"
 
-    async def _submit(self, manifest: BlobRef, last: Event, stopping: asyncio.Event) -> bool:
+    async def _submit(self, expert: Named, last: Event, stopping: asyncio.Event) -> bool:
         """False: asked to stop before the coordinator took it."""
         submission = Submission(
             request_id=new_request_id(),
             fencing=self.offer.fencing,
-            manifest=manifest,
+            manifest=expert.ref,
             tokens_per_second=last["tokens_per_second"],
             train_seconds=last["train_seconds"],
         )
@@ -217,13 +195,15 @@ class Work:
 
     async def _release(self, reason: ReleaseReason, detail: str) -> bool:
         """False: the coordinator is away, and the lease goes on until it runs out."""
-        announced = self._announced
+        newest = self._shelf.newest
+        if newest is not None and newest.manifest.kind == "expert":
+            newest = None
         release = Release(
             fencing=self.offer.fencing,
             reason=reason,
             detail=detail,
-            checkpoint=announced[0] if announced else None,
-            checkpoint_step=announced[1].step if announced else 0,
+            checkpoint=newest.ref if newest else None,
+            checkpoint_step=newest.manifest.step if newest else 0,
         )
         try:
             await self.member.call(
@@ -235,39 +215,45 @@ class Work:
         except Refused as refusal:
             log.warning("the lease was gone already: %s", refusal)
         else:
-            self.submitted = announced[0] if announced else None
+            self.handed_in = newest
         return True
 
     async def _heartbeats(self) -> None:
-        while not self._gone.is_set():
-            try:
-                await self._beat()
-            except CoordinatorUnreachable as error:
-                log.warning("training goes on without the coordinator: %s", error)
-            except Refused as refusal:
-                log.warning("heartbeat refused: %s", refusal)
-                if refusal.code in LOST_LEASE:
-                    self._gone.set()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_now.wait(), self.member.heartbeat_seconds)
-            self._beat_now.clear()
+        try:
+            while not self._gone.is_set():
+                try:
+                    await self._beat()
+                except CoordinatorUnreachable as error:
+                    log.warning("training goes on without the coordinator: %s", error)
+                except Refused as refusal:
+                    log.warning("heartbeat refused: %s", refusal)
+                    if refusal.code in LOST_LEASE:
+                        return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._beat_now.wait(), self.member.heartbeat_seconds)
+                self._beat_now.clear()
+        finally:
+            # Without heartbeats the lease is as good as lost, whatever ended them.
+            self._gone.set()
 
     async def _beat(self) -> None:
-        announced = self._announced
-        is_training = announced is not None and announced[1].kind == "training"
+        newest = self._shelf.newest
+        if newest is not None and newest.manifest.kind == "expert":
+            newest = None
         beat = AssignmentHeartbeat(
             fencing=self.offer.fencing,
             step=self._progress.get("step", self._durable_step or 0),
             loss=self._progress.get("loss"),
             tokens_per_second=self._progress.get("tokens_per_second", 0.0),
-            checkpoint=announced[0] if announced and is_training else None,
-            checkpoint_step=announced[1].step if announced and is_training else 0,
+            checkpoint=newest.ref if newest else None,
+            checkpoint_step=newest.manifest.step if newest else 0,
         )
         answer = await self.member.call(
             lambda: self.member.client.assignment_heartbeat(self.offer.assignment, beat)
         )
         self.member.heed(answer)
         self._durable_step = answer.durable_step
+        self._shelf.tidy()
 
     async def _stop_trainer(self, stopping: asyncio.Event) -> None:
         await stopping.wait()
@@ -279,21 +265,6 @@ class Work:
         assert self._trainer is not None
         await self._trainer.kill()
 
-    def forget_head(self) -> None:
-        """Stops publishing which checkpoint of this assignment is the newest."""
-        if self.member.peer is not None:
-            self.member.peer.forget(head_key(self.offer.assignment))
-
-
-@contextlib.asynccontextmanager
-async def _background(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(coroutine)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
 
 def _release_reason(code: object) -> ReleaseReason:
     known: dict[object, ReleaseReason] = {
@@ -301,3 +272,9 @@ def _release_reason(code: object) -> ReleaseReason:
         "disk_full": "disk_full",
     }
     return known.get(code, "trainer_failed")
+
+
+def _reason_of(error: Exception) -> ReleaseReason:
+    if isinstance(error, OSError):
+        return "disk_full" if error.errno == errno.ENOSPC else "trainer_failed"
+    return "unavailable"

@@ -5,7 +5,6 @@ written under another name, synced and renamed; state.json is its last file. Not
 stored: data order and nested widths are functions of rng_seed and step.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from protocol.manifests import MAX_STATE_BYTES
 from protocol.manifests import TrainerState as TrainerState
 from protocol.specs import ExpertSpec
 from shared import model as models
+from shared.files import sync_folder, write_atomic
 from shared.tensorfiles import (
     check_file,
     check_finite,
@@ -68,10 +68,9 @@ class Checkpoints:
             partial.mkdir(parents=True)
             models.save(model, partial / MODEL)
             write_tensors(partial / OPTIMIZER, optimizer.moments())
-            _write_text(partial / STATE, state.model_dump_json())
-            _sync_folder(partial)
+            write_atomic(partial / STATE, state.model_dump_json().encode())
             partial.rename(target)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -117,18 +116,3 @@ def restore(folder: Path, optimizer: Optimizer, *, step: int) -> None:
         if name.startswith("exp_avg_sq.") and np.any(tensor < 0):
             raise BadInput(f"{OPTIMIZER}: tensor {name} has negative values")
     optimizer.restore(moments, step=step)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

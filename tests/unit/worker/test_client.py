@@ -8,7 +8,7 @@ import pytest
 
 from protocol.digests import digest_value
 from protocol.errors import HTTP_STATUS, ErrorBody, ErrorCode
-from protocol.messages import RegisterRequest, RegistrationStatement, RunInfo
+from protocol.messages import LeaseRequest, RegisterRequest, RegistrationStatement, RunInfo
 from shared.identity import Identity, verify
 from worker.client import CoordinatorClient, new_request_id
 from worker.errors import CoordinatorUnreachable, Refused
@@ -39,7 +39,7 @@ def client_of(identity: Identity, handler: Handler, url: str = "http://host/") -
     return client
 
 
-@pytest.mark.parametrize("code", list(ErrorCode))
+@pytest.mark.parametrize("code", [code for code in ErrorCode if HTTP_STATUS[code] < 500])
 async def test_every_refusal_keeps_its_code_and_its_words(
     identity: Identity, code: ErrorCode
 ) -> None:
@@ -52,6 +52,19 @@ async def test_every_refusal_keeps_its_code_and_its_words(
         await client.run_info()
     assert (refused.value.code, refused.value.body) == (code, body)
     assert refused.value.exit_code == 4
+
+
+@pytest.mark.parametrize("code", [code for code in ErrorCode if HTTP_STATUS[code] >= 500])
+async def test_a_coordinator_in_trouble_is_asked_again_not_obeyed(
+    identity: Identity, code: ErrorCode
+) -> None:
+    body = ErrorBody(code=code, message="because")
+    client = client_of(
+        identity,
+        lambda _: httpx.Response(HTTP_STATUS[code], content=body.model_dump_json()),
+    )
+    with pytest.raises(CoordinatorUnreachable, match="because"):
+        await client.run_info()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +162,7 @@ async def test_a_registration_signs_the_nonce_and_its_token_goes_with_later_call
     assert verify(identity.peer_id, sent.signature, statement.signed_bytes())
     assert "authorization" not in seen[1].headers
     with pytest.raises(Refused):
-        await client.lease(make.capability(), new_request_id())
+        await client.lease(LeaseRequest(request_id=new_request_id(), capability=make.capability()))
     assert seen[2].headers["authorization"] == "Bearer secret"
 
 

@@ -48,3 +48,23 @@ def test_a_torn_offer_is_forgotten_not_fatal(tmp_path):
     folder.forget_offer()
     assert not (tmp_path / "offer.json").exists()
     folder.close()
+
+
+def test_a_sweep_keeps_what_a_delivery_needs_and_nothing_else(tmp_path):
+    folder = WorkerFolder(tmp_path)
+    kept, left = folder.blobs.add_bytes(b"kept"), folder.blobs.add_bytes(b"left")
+    folder.remember_deliveries({"0" * 64: [kept.digest]})
+    (tmp_path / "work" / "a0").mkdir(parents=True)
+    folder.sweep()
+    assert folder.blobs.has(kept.digest)
+    assert not folder.blobs.has(left.digest)
+    assert not (tmp_path / "work" / "a0").exists()
+    folder.close()
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[1]", '{"a": 5}'])
+def test_torn_deliveries_are_none(tmp_path, torn):
+    folder = WorkerFolder(tmp_path)
+    (tmp_path / "deliveries.json").write_text(torn)
+    assert folder.remembered_deliveries() == {}
+    folder.close()

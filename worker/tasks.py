@@ -1,0 +1,47 @@
+"""Coroutines beside other coroutines: none is forgotten, none dies without a word."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+async def unless_stopped(
+    stopping: asyncio.Event, doing: Coroutine[Any, Any, Result]
+) -> Result | None:
+    """What `doing` returns, or None if `stopping` was set first: then `doing` is cancelled.
+
+    Raises what `doing` raises.
+    """
+    task = asyncio.create_task(doing)
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for other in (task, waiting):
+            other.cancel()
+        await asyncio.gather(task, waiting, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def background(doing: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs `doing` as long as the block lasts; what it raises goes to the log at once."""
+    task = asyncio.create_task(doing)
+    task.add_done_callback(log_failure)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def log_failure(task: asyncio.Task[Any]) -> None:
+    """For `add_done_callback`: a task that failed says so."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a background task failed", exc_info=task.exception())
