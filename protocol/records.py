@@ -14,7 +14,13 @@ from protocol.values import Count, Positive, Value
 TTL_SECONDS = 300
 """Life of a record; its owner publishes it again after a third of it."""
 
-MAX_TTL_SECONDS = 3600
+MAX_TTL_SECONDS = 2 * TTL_SECONDS
+"""No record that lives longer is stored or believed."""
+
+MAX_KEYS_PER_OWNER = 256
+MAX_KEYS_OF_COORDINATOR = 4096
+"""Keys under which one owner has living records; further ones are refused."""
+
 MAX_RECORD_BYTES = 4096
 
 

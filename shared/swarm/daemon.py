@@ -28,7 +28,8 @@ CONNECT_SECONDS = 10.0
 OPEN_SECONDS = 15.0
 STOP_SECONDS = 3.0
 _RPC_SECONDS = 5.0
-_CACHED_RECORDS = 1024
+_CACHED_KEYS = 1024
+_STORED_KEYS = 20_000
 _ANY_PORT = re.compile(r"/tcp/0(?=/|$)")
 _PORT = re.compile(r"/tcp/(\d+)")
 
@@ -206,8 +207,11 @@ async def _start_p2p(settings: DaemonSettings) -> Any:
 async def _start_node(
     p2p: Any, settings: DaemonSettings, validator: SignedRecordValidator, guard: RequestGuard
 ) -> Any:
-    """A node that keeps its id over restarts and caches nothing: records are short-lived."""
-    return await DHTNode.create(
+    """A node that keeps its id over restarts and caches nothing: records are short-lived.
+
+    Its storage is bounded by us, because hivemind bounds the cache only: what expires first goes.
+    """
+    node = await DHTNode.create(
         p2p=p2p,
         node_id=DHTID.generate(source=settings.peer_id),
         initial_peers=list(settings.bootstrap) or None,
@@ -216,12 +220,14 @@ async def _start_node(
         cache_locally=False,
         cache_nearest=0,
         cache_on_store=False,
-        cache_size=_CACHED_RECORDS,
+        cache_size=_CACHED_KEYS,
         cache_refresh_before_expiry=0,
         reuse_get_requests=False,
         record_validator=validator,
         authorizer=guard,
     )
+    node.protocol.storage.maxsize = _STORED_KEYS
+    return node
 
 
 async def _stop_p2p(p2p: Any) -> None:

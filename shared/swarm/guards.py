@@ -23,7 +23,12 @@ from hivemind.utils.auth import AuthorizerBase
 from hivemind.utils.logging import use_hivemind_log_handler
 
 from protocol.certificates import SignedCertificate
-from protocol.records import MAX_RECORD_BYTES, MAX_TTL_SECONDS
+from protocol.records import (
+    MAX_KEYS_OF_COORDINATOR,
+    MAX_KEYS_PER_OWNER,
+    MAX_RECORD_BYTES,
+    MAX_TTL_SECONDS,
+)
 from shared.identity import Identity, certificate_valid, verify
 
 CLOCK_SKEW_SECONDS = 10.0
@@ -130,9 +135,42 @@ def _are_ids(keys: "list[bytes]") -> bool:
     return all(len(key) == _ID_BYTES for key in keys)
 
 
+class _LiveKeys:
+    """The keys under which each owner has records that have not expired."""
+
+    def __init__(self, coordinator: str) -> None:
+        self._coordinator = coordinator
+        self._expiries: dict[str, dict[bytes, float]] = {}
+        self._swept_at = 0.0
+
+    def admit(self, owner: str, key: bytes, *, expires_at: float, now: float) -> bool:
+        """Count a record; False if its owner has too many living keys already."""
+        if abs(now - self._swept_at) > MAX_TTL_SECONDS:
+            self._swept_at = now
+            for other in tuple(self._expiries):
+                self._sweep(other, now)
+        limit = MAX_KEYS_OF_COORDINATOR if owner == self._coordinator else MAX_KEYS_PER_OWNER
+        if key not in self._expiries.get(owner, {}):
+            if len(self._expiries.get(owner, {})) >= limit:
+                self._sweep(owner, now)
+            if len(self._expiries.get(owner, {})) >= limit:
+                return False
+        keys = self._expiries.setdefault(owner, {})
+        keys[key] = max(expires_at, keys.get(key, expires_at))
+        return True
+
+    def _sweep(self, owner: str, now: float) -> None:
+        living = {key: at for key, at in self._expiries[owner].items() if at > now}
+        if living:
+            self._expiries[owner] = living
+        else:
+            del self._expiries[owner]
+
+
 class SignedRecordValidator(RecordValidatorBase):
     """Accepts a record from the certified peer under whose subkey it stands; signs our own.
 
+    An owner has a bounded number of living keys, so that no member can fill every node's memory.
     A record may not outlive its certificate, so that no valid record turns invalid in storage.
     """
 
@@ -148,6 +186,7 @@ class SignedRecordValidator(RecordValidatorBase):
         self._identity = identity
         self._coordinator, self._run, self._now = coordinator, run, now
         self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._live_keys = _LiveKeys(coordinator)
         self.certificate = certificate
 
     def validate(self, record: DHTRecord) -> bool:
@@ -186,6 +225,9 @@ class SignedRecordValidator(RecordValidatorBase):
                 signed, coordinator=self._coordinator, run=self._run, peer=owner, now=soonest
             )
             and verify(owner, signature.hex(), _signed_bytes(record, payload))
+            and self._live_keys.admit(
+                owner, record.key, expires_at=record.expiration_time, now=soonest
+            )
         )
         if accepted:
             self._remember(fingerprint)

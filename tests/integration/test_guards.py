@@ -14,7 +14,14 @@ from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 
 from protocol.blobs import BlobRef
-from protocol.records import MAX_RECORD_BYTES, MAX_TTL_SECONDS, TTL_SECONDS, provider_key
+from protocol.records import (
+    MAX_KEYS_OF_COORDINATOR,
+    MAX_KEYS_PER_OWNER,
+    MAX_RECORD_BYTES,
+    MAX_TTL_SECONDS,
+    TTL_SECONDS,
+    provider_key,
+)
 from shared.clock import now
 from shared.swarm.guards import RequestGuard, SignedRecordValidator, prepare_hivemind
 from shared.swarm.peer import Peer
@@ -122,6 +129,61 @@ def test_a_record_needs_a_living_certificate_of_this_run_by_this_coordinator(
     for certificate in (b"", b"{}", b"\xff", None, 5):
         value = MSGPackSerializer.dumps([payload, signature, certificate])
         assert not validator.validate(_record(owner, value=value))
+
+
+def _key(number: int) -> bytes:
+    return number.to_bytes(20, "big")
+
+
+def test_an_owner_has_so_many_living_keys_and_others_still_have_theirs(loopback_swarm: Any) -> None:
+    time = now()
+    member, other = (loopback_swarm.identity(name).peer_id for name in ("member", "other"))
+    signers = {name: _validator(loopback_swarm, name) for name in ("member", "other")}
+    reader = SignedRecordValidator(
+        loopback_swarm.identity("reader"),
+        loopback_swarm.certificate(member),
+        coordinator=loopback_swarm.coordinator.peer_id,
+        run="demo",
+        now=lambda: time,
+    )
+
+    def stores(name: str, owner: str, number: int) -> bool:
+        record = _record(owner, key=_key(number), expiration_time=time + TTL_SECONDS)
+        return reader.validate(_signed(signers[name], record))
+
+    assert all(stores("member", member, number) for number in range(MAX_KEYS_PER_OWNER))
+    assert not stores("member", member, MAX_KEYS_PER_OWNER)
+    assert stores("member", member, 0)
+    assert stores("other", other, MAX_KEYS_PER_OWNER)
+    time += TTL_SECONDS + 11
+    assert stores("member", member, MAX_KEYS_PER_OWNER)
+
+
+def test_the_coordinator_has_more_keys_than_a_member(loopback_swarm: Any) -> None:
+    identity = loopback_swarm.coordinator
+    validator = SignedRecordValidator(
+        identity,
+        loopback_swarm.certificate(identity.peer_id),
+        coordinator=identity.peer_id,
+        run="demo",
+        now=now,
+    )
+    stored = [
+        validator.validate(_signed(validator, _record(identity.peer_id, key=_key(number))))
+        for number in range(MAX_KEYS_OF_COORDINATOR + 1)
+    ]
+    assert stored == [True] * MAX_KEYS_OF_COORDINATOR + [False]
+
+
+async def test_a_node_s_storage_and_cache_are_bounded(loopback_swarm: Any) -> None:
+    peer = await loopback_swarm.start("peer")
+    protocol = peer._daemon._node.protocol
+    protocol.storage.maxsize, full = 3, protocol.storage.maxsize
+    for number in range(9):
+        protocol.storage.store_subkey(DHTID(number), "owner", b"x", now() + 60 + number)
+    assert [int(key) for key, _ in protocol.storage.items()] == [6, 7, 8]
+    assert full == 20_000
+    assert protocol.cache.maxsize == 1024
 
 
 def _nested(levels: int) -> bytes:
