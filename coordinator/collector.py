@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 FETCH_SECONDS = 600.0
 RETRY_SECONDS = 2.0
+MAX_COLLECTIONS = 4
+"""At once: each may hold a model in memory and a transfer open."""
 MAX_REASON = 500
 
 
@@ -45,7 +47,7 @@ class NotHereYet(Exception):
 
 
 class Collector:
-    """Collects announced checkpoints, several at a time. Call `collect` again and again."""
+    """Collects announced checkpoints, MAX_COLLECTIONS at a time. Call `collect` again and again."""
 
     def __init__(
         self,
@@ -65,11 +67,13 @@ class Collector:
         """Blobs that were not here before their checkpoint was announced."""
 
     async def collect(self) -> None:
-        """Starts a task for every announced checkpoint that has none yet."""
+        """Starts tasks for announced checkpoints that have none, the longest untried ones first."""
         with self._ledger.read() as connection:
             rows = queries.announced_checkpoints(connection)
         self._tidy({row.checkpoint_id for row in rows})
-        for row in rows:
+        for row in sorted(rows, key=lambda row: self._not_before.get(row.checkpoint_id, 0.0)):
+            if len(self._tasks) >= MAX_COLLECTIONS:
+                break
             key = row.checkpoint_id
             if key not in self._tasks and self._not_before.get(key, 0.0) <= self._now():
                 task = asyncio.create_task(self._collect(row))
@@ -89,7 +93,8 @@ class Collector:
             (self._brought.keys() | self._not_before.keys()) - announced - self._tasks.keys()
         ):
             self._not_before.pop(key, None)
-            dispose(self._ledger, self._store, self._brought.pop(key, ()))
+            dispose(self._ledger, self._store, self._brought.get(key, ()))
+            self._brought.pop(key, None)
 
     def _done(self, key: int, task: asyncio.Task[None]) -> None:
         del self._tasks[key]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.blob_app import create_blob_app
 from coordinator.collector import Collector
@@ -45,6 +46,7 @@ class NetworkRole:
         self.collector = Collector(ledger=ledger, store=self.store, peer=lambda: self.peer, now=now)
         self._announced: set[str] = set()
         self._certificate_until = 0.0
+        self._published = False
         self._scheme = "http"
 
     async def serve(
@@ -95,12 +97,20 @@ class NetworkRole:
 
     async def _keep_peer(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            if self.peer is None:
-                await self._start_peer()
-            if now() > self._certificate_until - CERTIFICATE_SECONDS / 2 and self.peer is not None:
-                self.peer.renew_certificate(self._sign_own_certificate())
-            await self._announce(self._public_blobs())
+            try:
+                await self._tend_peer()
+            except (SQLAlchemyError, OSError):
+                log.exception("the peer could not be tended; trying again")
             await _pause(stop, PEER_RETRY_SECONDS)
+
+    async def _tend_peer(self) -> None:
+        if self.peer is None:
+            await self._start_peer()
+        if not self._published:
+            self._publish()
+        if now() > self._certificate_until - CERTIFICATE_SECONDS / 2 and self.peer is not None:
+            self.peer.renew_certificate(self._sign_own_certificate())
+        await self._announce(self._public_blobs())
 
     async def _start_peer(self) -> None:
         listen = self.run.listen
@@ -122,18 +132,22 @@ class NetworkRole:
             )
         except SwarmUnavailable as error:
             log.warning("no DHT for now, workers are served over HTTP: %s", error)
-            maddrs: tuple[str, ...] = ()
         else:
-            maddrs = self.peer.maddrs
-            log.info("serving the DHT %s", facts(at=maddrs))
+            log.info("serving the DHT %s", facts(at=self.peer.maddrs))
+        self._published = False
+
+    def _publish(self) -> None:
+        """Tells the ledger where this role listens."""
+        listen = self.run.listen
         host = listen.public_host or listen.api_host
         with self.ledger.begin() as connection:
             queries.set_network(
                 connection,
-                maddrs=maddrs,
+                maddrs=() if self.peer is None else self.peer.maddrs,
                 blob_url=f"{self._scheme}://{host}:{listen.network_port}",
                 now=now(),
             )
+        self._published = True
 
     def _sign_own_certificate(self) -> SignedCertificate:
         self._certificate_until = now() + CERTIFICATE_SECONDS
@@ -161,9 +175,12 @@ class NetworkRole:
 
     async def _collect(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            await self.collector.collect()
-            with self.ledger.begin() as connection:
-                queries.beat_role(connection, "network", now())
+            try:
+                await self.collector.collect()
+                with self.ledger.begin() as connection:
+                    queries.beat_role(connection, "network", now())
+            except (SQLAlchemyError, OSError):
+                log.exception("the ledger or the store could not be written; trying again")
             await _pause(stop, POLL_SECONDS)
 
     def _may_read(self, digest: str, peer: str) -> bool:

@@ -76,9 +76,10 @@ class Announcement:
 def announce(connection: Connection, announcement: Announcement, now: float) -> None:
     """Ask the network role to collect a checkpoint; harmless when repeated.
 
-    A newer training checkpoint takes the place of those of the assignment that nobody collected
-    yet. An expert that was named before, under a lease that ended, counts under the new one. What
-    another worker named is its own: a manifest's digest is public and proves nothing.
+    A training checkpoint takes the place of that of the assignment that nobody collected yet, so
+    there is at most one. An expert that was named before, under a lease that ended, counts under
+    the new one. What another worker named is its own: a manifest's digest is public and proves
+    nothing.
     """
     mine = (
         (checkpoints.c.assignment == announcement.assignment)
@@ -104,7 +105,6 @@ def announce(connection: Connection, announcement: Announcement, now: float) -> 
                 checkpoints.c.assignment == announcement.assignment,
                 checkpoints.c.kind == "training",
                 checkpoints.c.state == "announced",
-                checkpoints.c.step <= announcement.step,
             )
             .values(state="superseded", decided_at=now)
         )
@@ -293,6 +293,16 @@ def uncollected_steps(connection: Connection, *, since: float) -> dict[str, int]
     for row in connection.execute(query):
         found[row.assignment] = max(found.get(row.assignment, 0), row.step)
     return found
+
+
+def give_up_training(connection: Connection, now: float) -> None:
+    """Training checkpoints that nobody could collect for MIN_COLLECT_SECONDS are wanted no more."""
+    query = select(checkpoints.c.checkpoint_id).where(
+        checkpoints.c.kind == "training",
+        checkpoints.c.state == "announced",
+        checkpoints.c.announced_at <= now - lifecycle.MIN_COLLECT_SECONDS,
+    )
+    discard(connection, list(connection.execute(query).scalars()), now)
 
 
 def discard_training(connection: Connection, assignment: str, now: float) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from coordinator.ledger.assignments import (
     get_assignment,
     store_standing,
 )
-from coordinator.ledger.checkpoints import Announcement, announce, keep_spare
+from coordinator.ledger.checkpoints import Announcement, announce, give_up_training, keep_spare
 from coordinator.ledger.entries import EntryKind, append
 from coordinator.ledger.run import beat_role, role_beats
 from coordinator.ledger.tables import LIVE_ATTEMPTS, assignments, attempts, checkpoints
@@ -98,22 +98,25 @@ def renew_lease(
     heartbeat_seconds: float,
 ) -> Assignment | Refused:
     """A heartbeat: progress is noted, a newly named checkpoint is to be collected. No entry."""
-    standing = _find(connection, assignment)
-    if isinstance(standing, Refused):
-        return standing
+    row = find_assignment(connection, assignment)
+    if row is None:
+        return _unknown(assignment)
+    standing, num_steps = row.standing, row.spec.train.num_steps
+    impossible = _impossible_step(beat.checkpoint_step, num_steps)
+    if impossible is not None:
+        return impossible
     holder = Holder(worker=worker, fencing=beat.fencing)
     after = lifecycle.renew(standing, holder, now=now, heartbeat_seconds=heartbeat_seconds)
     if isinstance(after, Refused):
         return after
     store_standing(connection, after, now=now)
     progress: dict[str, object] = {
-        "step": beat.step,
         "loss": beat.loss,
         "tokens_per_second": beat.tokens_per_second,
     }
     before = find_attempt(connection, assignment, beat.fencing)
-    if before is None or beat.step != before.step:
-        progress["progressed_at"] = now
+    if before is not None and before.step < beat.step <= num_steps:
+        progress |= {"step": beat.step, "progressed_at": now}
     connection.execute(_attempt_update(after).values(**progress))
     _announce_training(connection, after, beat.checkpoint, beat.checkpoint_step, now)
     return after
@@ -168,9 +171,13 @@ def release_lease(
     connection: Connection, assignment: str, release: Release, *, worker: str, now: float
 ) -> Assignment | Refused:
     """The worker gives its lease back, naming its newest checkpoint; harmless when repeated."""
-    standing = _find(connection, assignment)
-    if isinstance(standing, Refused):
-        return standing
+    row = find_assignment(connection, assignment)
+    if row is None:
+        return _unknown(assignment)
+    standing = row.standing
+    impossible = _impossible_step(release.checkpoint_step, row.spec.train.num_steps)
+    if impossible is not None:
+        return impossible
     attempt = find_attempt(connection, assignment, release.fencing)
     if attempt is not None and attempt.worker == worker and attempt.state == "released":
         return standing
@@ -210,7 +217,11 @@ def keep_submissions(
 
 
 def expire_leases(connection: Connection, now: float) -> tuple[Assignment, ...]:
-    """Offers, leases and submissions whose time ran out: open again. Returns them as they were."""
+    """Offers, leases and submissions whose time ran out: open again. Returns them as they were.
+
+    Training checkpoints that nobody could collect are given up too.
+    """
+    give_up_training(connection, now)
     due = select(assignments.c.assignment).where(assignments.c.expires_at <= now)
     expired = []
     for assignment in list(connection.execute(due).scalars()):
@@ -289,6 +300,12 @@ def _find(connection: Connection, assignment: str) -> Assignment | Refused:
 
 def _unknown(assignment: str) -> Refused:
     return Refused(ErrorCode.UNKNOWN_ASSIGNMENT, f"assignment {assignment}: there is none")
+
+
+def _impossible_step(step: int, num_steps: int) -> Refused | None:
+    if step <= num_steps:
+        return None
+    return Refused(ErrorCode.BAD_REQUEST, f"checkpoint_step: {step}, expected at most {num_steps}")
 
 
 def _submitted_before(connection: Connection, named: Announcement, standing: Assignment) -> bool:

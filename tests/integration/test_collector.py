@@ -18,9 +18,9 @@ import uvicorn
 from sqlalchemy import select
 
 from coordinator.blob_app import create_blob_app
-from coordinator.collector import Collector
+from coordinator.collector import MAX_COLLECTIONS, Collector
 from coordinator.ledger import Ledger, queries
-from coordinator.ledger.tables import checkpoints
+from coordinator.ledger.tables import attempts, checkpoints
 from coordinator.lifecycle import Holder
 from coordinator.urls import sign_url
 from protocol.assignments import AssignmentState
@@ -373,12 +373,23 @@ async def test_a_training_checkpoint_that_nobody_could_go_on_from_is_refused(pla
         decided, said = await place.until_decided(ref)
         assert decided == "refused", reason
         assert reason in said
-    late = place.announce(place.manifest(sound(place.spec, 21), "training"))
-    assert await place.until_decided(late) == ("refused", "manifest.step: 21, expected at most 20")
     await place.until(lambda: not set(place.store.digests()))
     assert place.standing().state is AssignmentState.RUNNING
     ref, _ = place.training(10)
     assert await place.until_decided(ref) == ("durable", "")
+
+
+async def test_only_so_many_collections_run_at_once_and_every_one_gets_its_turn(
+    place: Place,
+) -> None:
+    for rng_seed in range(MAX_COLLECTIONS + 3):
+        with place.ledger.begin() as connection:
+            connection.execute(attempts.update().values(state="expired"))
+        place.lease(place.make.spec(rng_seed=rng_seed + 1))
+        place.announce_bytes(b"nobody can send this %d" % rng_seed, 5)
+    await place.collector.collect()
+    assert len(asyncio.all_tasks()) - 1 <= MAX_COLLECTIONS
+    await place.until(lambda: len(place.wanted()) == MAX_COLLECTIONS + 3)
 
 
 async def test_a_file_larger_than_its_spec_allows_is_refused_without_asking_for_it(

@@ -94,12 +94,20 @@ class Guest:
 
     async def live(self, seconds: float) -> None:
         """Time passes, and this worker shows that it lives."""
-        while seconds > 0:
-            self.api.pass_time(min(seconds, 100.0))
-            seconds -= 100.0
+        until = self.api.clock() + seconds
+        while self.api.clock() < until:
+            pass_quickly(self.api, 100.0)
             await self.post(
                 "workers/heartbeat", WorkerHeartbeat(capability=self.capability, maddrs=())
             )
+
+
+def pass_quickly(api: Any, seconds: float) -> None:
+    """Time passes with as few ticks as do not count as downtime."""
+    until = api.clock() + seconds
+    while api.clock() < until:
+        api.clock.advance(min(9.0, until - api.clock()))
+        api.tick()
 
 
 @pytest.fixture
@@ -155,3 +163,30 @@ async def test_naming_another_workers_manifest_first_takes_nothing_from_it(api, 
         queries.mark_durable(connection, row.checkpoint_id, manifest, api.clock())
         (submission,) = queries.durable_submissions(connection)
     assert submission.worker == bert.worker
+
+
+async def test_descending_checkpoints_do_not_pile_up(api, make, guest):
+    add_work(api, make)
+    mallory = guest("mallory")
+    offer = await mallory.start()
+    for step in range(20, 10, -1):
+        assert (await mallory.beat(offer, step, checkpoint=make.blob(f"step {step}"))).is_success
+    with api.ledger.read() as connection:
+        (row,) = queries.announced_checkpoints(connection)
+    assert row.manifest == make.blob("step 11")
+    beyond = await mallory.beat(offer, 21, checkpoint=make.blob("beyond"))
+    assert beyond.status_code == 422
+    assert "checkpoint_step: 21, expected at most 20" in beyond.text
+
+
+async def test_a_checkpoint_that_nobody_could_collect_is_given_up_in_the_end(api, make, guest):
+    add_work(api, make)
+    mallory = guest("mallory")
+    offer = await mallory.start()
+    await mallory.beat(offer, 5, checkpoint=make.blob("made up"))
+    pass_quickly(api, MIN_COLLECT_SECONDS - 10.0)
+    with api.ledger.read() as connection:
+        assert len(queries.announced_checkpoints(connection)) == 1
+    api.pass_time(10.0)
+    with api.ledger.read() as connection:
+        assert queries.announced_checkpoints(connection) == []

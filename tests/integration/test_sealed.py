@@ -250,3 +250,22 @@ def registration(make: Any) -> queries.Registration:
         token_expires_at=1e12,
         certificate_expires_at=1e12,
     )
+
+
+async def test_the_role_outlives_a_ledger_that_cannot_be_written_for_a_while(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    with place.ledger.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE roles RENAME TO away")
+    async with asyncio.timeout(20):
+        while "could not be written" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    broken_until = now()
+    with place.ledger.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE away RENAME TO roles")
+    async with asyncio.timeout(20):
+        beat = 0.0
+        while beat <= broken_until:
+            await asyncio.sleep(0.02)
+            with place.ledger.read() as connection:
+                beat = queries.role_beats(connection)["network"]
