@@ -96,7 +96,7 @@ main.main()
 """`hdee-worker` without its ten seconds of measuring."""
 
 
-def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 30.0) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 60.0) -> Any:
     """What `condition` returns once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -106,7 +106,7 @@ def wait_for(what: str, condition: Callable[[], Any], *, seconds: float = 30.0) 
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
-async def until(what: str, condition: Callable[[], Any], *, seconds: float = 30.0) -> Any:
+async def until(what: str, condition: Callable[[], Any], *, seconds: float = 60.0) -> Any:
     """The same, for tests whose agent runs in this process."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -312,7 +312,7 @@ class Volunteer:
         """Ends it in good order; its exit code."""
         self.agent.stop()
         try:
-            return await asyncio.wait_for(self.task, 30)
+            return await asyncio.wait_for(self.task, 60)
         finally:
             self.folder.close()
 

@@ -3,10 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from coordinator.ledger import queries
 from coordinator.ledger.tables import workers
 from protocol.manifests import CheckpointManifest
 from shared.clock import now
+
+pytestmark = pytest.mark.timeout(120)
+"""Trainers and workers take seconds to load torch, more where others compute as well."""
 
 
 async def test_an_agent_joins_trains_submits_and_ends_in_good_order(

@@ -18,6 +18,9 @@ from worker.errors import CoordinatorUnreachable, NotTheSameCoordinator
 from worker.folder import WorkerFolder
 from worker.main import main
 
+pytestmark = pytest.mark.timeout(120)
+"""Trainers and workers take seconds to load torch, more where others compute as well."""
+
 OTHER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
 
 
