@@ -28,14 +28,19 @@ Result = TypeVar("Result")
 
 PROTOCOL = "hdee/blob/1"
 CHUNK_BYTES = 256 * 1024
+REQUEST_SECONDS = 3.0
 FIRST_BYTE_SECONDS = 15.0
 IDLE_SECONDS = 20.0
 PIECE_SECONDS = 600.0
-"""For one whole piece, so that nobody holds us up by a byte now and then (7 kB/s)."""
+"""For one whole piece or piece list, so that nobody holds us up by a byte now and then (7 kB/s)."""
 DRAIN_SECONDS = 30.0
 ACKNOWLEDGE_SECONDS = 30.0
 MAX_STREAMS = 8
 MAX_STREAMS_PER_PEER = 2
+MAX_ASKING = 64
+MAX_ASKING_PER_PEER = 4
+"""Streams whose request is not read yet, or refused: strangers get no further than these."""
+
 _MAX_REQUEST_BYTES = 1024
 _READ_BYTES = 1024 * 1024
 _ACKNOWLEDGE = b"k"
@@ -83,18 +88,45 @@ OpenStream = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWr
 """Opens a stream to one provider; raises StreamRefused if that cannot be done in time."""
 
 
+class _Slots:
+    """So many streams at once, in all and for one peer."""
+
+    def __init__(self, in_all: int, per_peer: int) -> None:
+        self._in_all, self._per_peer = in_all, per_peer
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def num_taken(self) -> int:
+        return self._taken.total()
+
+    @contextmanager
+    def taken(self, peer: str) -> Iterator[bool]:
+        """Whether there is a slot for this peer, taking it while this lasts."""
+        if self.num_taken >= self._in_all or self._taken[peer] >= self._per_peer:
+            yield False
+            return
+        self._taken[peer] += 1
+        try:
+            yield True
+        finally:
+            self._taken[peer] -= 1
+            if not self._taken[peer]:
+                del self._taken[peer]
+
+
 class BlobServer:
     """Answers requests for the blobs of one store. `serve` is the libp2p stream handler."""
 
     def __init__(self, store: BlobStore, may_read: MayRead) -> None:
         self._store = store
         self._may_read = may_read
-        self._streams: Counter[str] = Counter()
+        self._asking = _Slots(MAX_ASKING, MAX_ASKING_PER_PEER)
+        self._answering = _Slots(MAX_STREAMS, MAX_STREAMS_PER_PEER)
 
     @property
     def num_streams(self) -> int:
-        """Streams that are being answered now."""
-        return self._streams.total()
+        """Streams that are being sent a blob now."""
+        return self._answering.num_taken
 
     async def serve(
         self, info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -102,11 +134,7 @@ class BlobServer:
         """Answer one stream. Never raises: an error of one asker concerns nobody else."""
         peer = info.peer_id.to_base58()
         try:
-            with self._counted(peer) as free:
-                if free:
-                    await self._answer(peer, reader, writer)
-                else:
-                    await _write_head(writer, Status.BUSY, 0)
+            await self._answer(peer, reader, writer)
         except (StreamRefused, BlobMissing, OSError, ValidationError) as error:
             log.debug("stream of %s ended: %r", peer, error)
         except Exception:
@@ -114,38 +142,26 @@ class BlobServer:
         finally:
             writer.close()
 
-    @contextmanager
-    def _counted(self, peer: str) -> Iterator[bool]:
-        """Whether this peer may have one more stream, counting it while it lasts."""
-        streams = self._streams
-        if self.num_streams >= MAX_STREAMS or streams[peer] >= MAX_STREAMS_PER_PEER:
-            yield False
-            return
-        streams[peer] += 1
-        try:
-            yield True
-        finally:
-            streams[peer] -= 1
-            if not streams[peer]:
-                del streams[peer]
-
     async def _answer(
         self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        length = int.from_bytes(await _read(reader, 2, FIRST_BYTE_SECONDS), "big")
-        if length > _MAX_REQUEST_BYTES:
-            raise StreamRefused(f"a request of {length} bytes")
-        request = _Request.model_validate_json(await _read(reader, length, IDLE_SECONDS))
-        if not self._permitted(request.digest, peer):
-            await _write_head(writer, Status.UNKNOWN, 0)
-        elif request.op == "pieces":
-            body = self._store.pieces(request.digest).model_dump_json().encode()
-            await _write_head(writer, Status.OK, len(body))
-            await _write(writer, body)
-        else:
-            await self._send_bytes(request, writer)
-        # The asker has read it all when it says so or hangs up; closing earlier cuts the end off.
-        await _within(ACKNOWLEDGE_SECONDS, reader.read(1), "acknowledgement")
+        with self._asking.taken(peer) as free:
+            if not free:
+                await _write_head(writer, Status.BUSY, 0)
+                return
+            request = await _within(REQUEST_SECONDS, _read_request(reader), "a request")
+            if not self._permitted(request.digest, peer):
+                await _write_head(writer, Status.UNKNOWN, 0)
+                await _within(REQUEST_SECONDS, reader.read(1), "acknowledgement")
+                return
+        with self._answering.taken(peer) as free:
+            if free:
+                await self._send(request, writer)
+            else:
+                await _write_head(writer, Status.BUSY, 0)
+            # The asker has read it all when it says so or hangs up; closing earlier cuts its end.
+            seconds = ACKNOWLEDGE_SECONDS if free else REQUEST_SECONDS
+            await _within(seconds, reader.read(1), "acknowledgement")
 
     def _permitted(self, digest: str, peer: str) -> bool:
         try:
@@ -153,6 +169,14 @@ class BlobServer:
         except Exception:
             log.exception("may_read failed for blob %s: denied", digest)
             return False
+
+    async def _send(self, request: _Request, writer: asyncio.StreamWriter) -> None:
+        if request.op == "bytes":
+            await self._send_bytes(request, writer)
+            return
+        body = self._store.pieces(request.digest).model_dump_json().encode()
+        await _write_head(writer, Status.OK, len(body))
+        await _write(writer, body)
 
     async def _send_bytes(self, request: _Request, writer: asyncio.StreamWriter) -> None:
         with self._store.path(request.digest).open("rb") as file:
@@ -193,7 +217,10 @@ async def _begin(open_stream: OpenStream, ref: BlobRef, store: BlobStore) -> Par
     async with _asked(open_stream, request) as (length, reader):
         if length > bound:
             raise WrongBytes(f"a piece list of {length} bytes, expected at most {bound}")
-        pieces = PieceList.model_validate_json(await _read(reader, length, IDLE_SECONDS))
+        reading = _read(reader, length, IDLE_SECONDS)
+        pieces = PieceList.model_validate_json(
+            await _within(PIECE_SECONDS, reading, "the piece list")
+        )
     return await asyncio.to_thread(store.partial, ref, pieces)
 
 
@@ -229,6 +256,13 @@ async def _asked(
         await _write(writer, _ACKNOWLEDGE)
     finally:
         writer.close()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> _Request:
+    length = int.from_bytes(await _read(reader, 2, REQUEST_SECONDS), "big")
+    if length > _MAX_REQUEST_BYTES:
+        raise StreamRefused(f"a request of {length} bytes")
+    return _Request.model_validate_json(await _read(reader, length, REQUEST_SECONDS))
 
 
 async def _read(reader: asyncio.StreamReader, length: int, idle_seconds: float) -> bytes:

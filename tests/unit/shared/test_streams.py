@@ -154,32 +154,86 @@ async def test_a_range_is_cut_to_what_there_is(
     assert (await _ask(wire, request))[9:] == expected
 
 
+async def _held(wire: Wire, request: dict[str, Any]) -> asyncio.StreamWriter:
+    """A stream that was asked and is never acknowledged."""
+    _, writer = await wire.open()
+    _send(writer, request)
+    return writer
+
+
 async def test_one_peer_and_all_peers_together_have_so_many_streams_and_no_more(
     wire: Wire, theirs: BlobStore, mine: BlobStore
 ) -> None:
     ref = theirs.add_bytes(b"public")
     server = wire.serve(theirs)
-    held = [await wire.open() for _ in range(streams.MAX_STREAMS_PER_PEER)]
+    request = {"op": "bytes", "digest": ref.digest, "offset": 0, "length": 6}
+    held = [await _held(wire, request) for _ in range(streams.MAX_STREAMS_PER_PEER)]
     await _until(lambda: server.num_streams == len(held))
     with pytest.raises(StreamRefused, match="busy"):
         await fetch_from(wire.open, ref, mine)
     for number in range(streams.MAX_STREAMS - len(held)):
         wire.handler = _as_peer(server, f"peer {number}")
-        held.append(await wire.open())
+        held.append(await _held(wire, request))
         await _until(lambda: server.num_streams == len(held))
     wire.handler = _as_peer(server, "last")
     with pytest.raises(StreamRefused, match="busy"):
         await fetch_from(wire.open, ref, mine)
-    for _, writer in held:
+    for writer in held:
         writer.close()
     await _until(lambda: server.num_streams == 0)
     await fetch_from(wire.open, ref, mine)
 
 
+async def test_strangers_who_ask_nothing_or_what_is_not_theirs_take_no_slot_of_a_member(
+    wire: Wire, theirs: BlobStore, mine: BlobStore
+) -> None:
+    ref = theirs.add_bytes(b"for members")
+    server = BlobServer(theirs, lambda _digest, peer: peer == "member")
+    request = {"op": "bytes", "digest": ref.digest, "offset": 0, "length": 6}
+    held = []
+    for number in range(2 * streams.MAX_STREAMS):
+        wire.handler = _as_peer(server, f"stranger {number}")
+        held += [(await wire.open())[1], await _held(wire, request)]
+    wire.handler = _as_peer(server, "member")
+    await fetch_from(wire.open, ref, mine)
+    assert mine.has(ref.digest)
+    for writer in held:
+        writer.close()
+
+
+async def test_one_stranger_is_answered_on_so_many_streams_at_once(
+    wire: Wire, theirs: BlobStore
+) -> None:
+    server = wire.serve(theirs)
+    held = [(await wire.open())[1] for _ in range(streams.MAX_ASKING_PER_PEER)]
+    reader, writer = await wire.open()
+    assert (await reader.read())[:1] == bytes([Status.BUSY])
+    assert server.num_streams == 0
+    for one in (*held, writer):
+        one.close()
+
+
+async def test_a_request_that_drips_is_not_waited_for(
+    wire: Wire, theirs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "REQUEST_SECONDS", 0.2)
+    wire.serve(theirs)
+    reader, writer = await wire.open()
+    writer.write((1000).to_bytes(2, "big"))
+    async with asyncio.timeout(5):
+        while not reader.at_eof():
+            with contextlib.suppress(OSError):
+                writer.write(b"{")
+                await writer.drain()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 0.05)
+    writer.close()
+
+
 async def test_a_silent_asker_is_not_waited_for(
     wire: Wire, theirs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "FIRST_BYTE_SECONDS", 0.05)
+    monkeypatch.setattr(streams, "REQUEST_SECONDS", 0.05)
     server = wire.serve(theirs)
     reader, writer = await wire.open()
     assert await reader.read() == b""
@@ -271,6 +325,15 @@ async def test_a_provider_that_drips_is_left_after_a_piece_s_time(
     wire.handler = _drip
     with pytest.raises(StreamRefused, match="piece 0"):
         await fetch_from(wire.open, ref, mine)
+
+
+async def test_a_provider_that_drips_its_piece_list_is_left_after_a_piece_s_time(
+    wire: Wire, theirs: BlobStore, mine: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "PIECE_SECONDS", 0.2)
+    wire.handler = _drip
+    with pytest.raises(StreamRefused, match="the piece list"):
+        await fetch_from(wire.open, theirs.add_bytes(DATA), mine)
 
 
 async def test_what_was_verified_before_a_break_is_kept(
