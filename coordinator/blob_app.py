@@ -34,6 +34,9 @@ MAX_LIST_BYTES = 70 * MAX_PIECES + 1024
 BODY_SECONDS = 120.0
 """How long a client may take to send one piece."""
 
+MAX_PIECES_AT_ONCE = 8
+"""Pieces in memory at once, of all clients; the others wait for their turn."""
+
 
 class _Refused(Exception):
     def __init__(self, code: ErrorCode, message: str) -> None:
@@ -95,6 +98,8 @@ def _add_reading(
 
 
 def _add_uploading(app: FastAPI, uploads: "_Uploads", uploader: Any) -> None:
+    turns = asyncio.Semaphore(MAX_PIECES_AT_ONCE)
+
     @app.put("/blobs/{digest}/pieces", dependencies=[uploader])
     async def begin(digest: Digest, request: Request) -> MissingPieces:
         body = await _body(request, MAX_LIST_BYTES)
@@ -107,8 +112,9 @@ def _add_uploading(app: FastAPI, uploads: "_Uploads", uploader: Any) -> None:
     @app.put("/blobs/{digest}/pieces/{index}", dependencies=[uploader])
     async def piece(digest: Digest, index: int, request: Request) -> MissingPieces:
         partial = await run_in_threadpool(uploads.arriving, digest)
-        data = await _body(request, PIECE_BYTES)
-        await run_in_threadpool(partial.write_piece, index, data)
+        async with turns:
+            data = await _body(request, PIECE_BYTES)
+            await run_in_threadpool(partial.write_piece, index, data)
         return await run_in_threadpool(uploads.complete, partial)
 
 

@@ -1,5 +1,7 @@
 """The blob app and its client together: reading, resuming, uploading, and every refusal."""
 
+import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
-from coordinator.blob_app import create_blob_app
+from coordinator.blob_app import MAX_PIECES_AT_ONCE, create_blob_app
 from coordinator.urls import sign_url
 from protocol.blobs import BlobRef
 from protocol.digests import PIECE_BYTES
@@ -347,6 +349,36 @@ async def test_bad_and_oversized_bodies_are_refused(
     assert partial is not None
     assert partial.missing() == (0, 1, 2)
     assert coordinator.completed == []
+
+
+async def test_so_many_pieces_are_in_memory_at_once_and_the_others_wait(
+    coordinator: Coordinator, mine: BlobStore
+) -> None:
+    ref = mine.add_bytes(DATA)
+    coordinator.wanted[ref.digest] = ref
+    base = coordinator.url(ref.digest, "put")
+    num_puts = MAX_PIECES_AT_ONCE + 4
+    reading, most = 0, 0
+    all_at_once = asyncio.Event()
+
+    async def body() -> Any:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        if reading == num_puts:
+            all_at_once.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(all_at_once.wait(), 0.3)
+        yield DATA[:PIECE_BYTES]
+        reading -= 1
+
+    async with coordinator.client() as client:
+        pieces = mine.pieces(ref.digest).model_dump_json()
+        await client.put(_suffixed(base, "/pieces"), content=pieces)
+        url = _suffixed(base, "/pieces/0")
+        answers = await asyncio.gather(*(client.put(url, content=body()) for _ in range(num_puts)))
+    assert [answer.status_code for answer in answers] == [200] * num_puts
+    assert most == MAX_PIECES_AT_ONCE
 
 
 async def test_a_server_that_is_not_there_is_a_transfer_that_failed(
