@@ -162,14 +162,25 @@ def accept(assignment: Assignment, *, fencing: int) -> Assignment | Refused:
     return wrong if wrong is not None else _go(assignment, AssignmentEvent.ACCEPT, None)
 
 
-def reject(assignment: Assignment, *, fencing: int, now: float) -> Assignment | Refused:
-    """Open again, and never for this worker: the same machine would give the same bits."""
+def reject(
+    assignment: Assignment, *, fencing: int, now: float, author: str | None = None
+) -> Assignment | Refused:
+    """Open again, and never for this worker: the same machine would give the same bits.
+
+    Built on the checkpoint of another worker, its `author`, that one is excluded instead: nobody
+    can tell whose bits were bad, and the submitter is judged by its own when it starts afresh.
+    """
     wrong = _not_submitted(assignment, fencing)
     if wrong is not None:
         return wrong
-    excluded = assignment.excluded | ({assignment.worker} if assignment.worker else set())
-    without = replace(assignment, excluded=frozenset(excluded))
+    blamed = author or assignment.worker
+    without = assignment if blamed is None else exclude(assignment, blamed)
     return _reopen(without, AssignmentEvent.REJECT, now)
+
+
+def exclude(assignment: Assignment, worker: str) -> Assignment:
+    """Never again for this worker."""
+    return replace(assignment, excluded=assignment.excluded | {worker})
 
 
 def release(assignment: Assignment, holder: Holder, *, now: float) -> Assignment | Refused:
@@ -193,7 +204,7 @@ def expire(assignment: Assignment, *, now: float) -> Assignment | Refused:
     if not expired(assignment, now):
         return Refused(ErrorCode.WRONG_STATE, f"{assignment.assignment} has not run out")
     if assignment.collect_by is not None and assignment.collect_by <= now and assignment.worker:
-        assignment = replace(assignment, excluded=assignment.excluded | {assignment.worker})
+        assignment = exclude(assignment, assignment.worker)
     return _reopen(assignment, AssignmentEvent.EXPIRE, now)
 
 

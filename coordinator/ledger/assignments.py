@@ -40,7 +40,10 @@ class AssignmentRow:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One worker's try under one fencing number, with the progress that its heartbeats told."""
+    """One worker's try under one fencing number, with the progress that its heartbeats told.
+
+    `resumed_from` is the worker whose training checkpoint, of `resumed_step`, came with the offer.
+    """
 
     assignment: str
     fencing: int
@@ -54,6 +57,13 @@ class Attempt:
     tokens_per_second: float
     progressed_at: float
     reason: str
+    resumed_from: str | None = None
+    resumed_step: int = 0
+
+    @property
+    def foreign_author(self) -> str | None:
+        """Another worker, on whose checkpoint this attempt was built."""
+        return self.resumed_from if self.resumed_from != self.worker else None
 
 
 @lru_cache(maxsize=4096)
@@ -240,4 +250,6 @@ def _attempt(row: Row[tuple[object, ...]]) -> Attempt:
         tokens_per_second=row.tokens_per_second,
         progressed_at=row.progressed_at,
         reason=row.reason,
+        resumed_from=row.resumed_from,
+        resumed_step=row.resumed_step,
     )

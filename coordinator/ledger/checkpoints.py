@@ -312,7 +312,8 @@ def discard_training(connection: Connection, assignment: str, now: float) -> tup
         checkpoints.c.kind == "training",
         checkpoints.c.state.in_(("announced", "durable")),
     )
-    return discard(connection, list(connection.execute(query).scalars()), now)
+    discard(connection, list(connection.execute(query).scalars()), now)
+    return unneeded_blobs(connection, _superseded_training(connection, assignment))
 
 
 def discard(connection: Connection, ids: list[int], now: float) -> tuple[str, ...]:
@@ -367,7 +368,17 @@ def _drop_older(connection: Connection, row: CheckpointRow, now: float) -> tuple
     )
     drop = list(connection.execute(older).scalars())
     drop += list(connection.execute(durable).scalars())[KEPT_CHECKPOINTS:]
-    return discard(connection, drop, now)
+    discard(connection, drop, now)
+    return unneeded_blobs(connection, _superseded_training(connection, row.assignment))
+
+
+def _superseded_training(connection: Connection, assignment: str) -> list[int]:
+    query = select(checkpoints.c.checkpoint_id).where(
+        checkpoints.c.assignment == assignment,
+        checkpoints.c.kind == "training",
+        checkpoints.c.state == "superseded",
+    )
+    return list(connection.execute(query).scalars())
 
 
 def _check(row: CheckpointRow, manifest: CheckpointManifest) -> None:

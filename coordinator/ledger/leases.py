@@ -16,7 +16,14 @@ from coordinator.ledger.assignments import (
     get_assignment,
     store_standing,
 )
-from coordinator.ledger.checkpoints import Announcement, announce, give_up_training, keep_spare
+from coordinator.ledger.checkpoints import (
+    Announcement,
+    announce,
+    discard_training,
+    give_up_training,
+    keep_spare,
+    resume_manifest,
+)
 from coordinator.ledger.entries import EntryKind, append
 from coordinator.ledger.run import beat_role, role_beats
 from coordinator.ledger.tables import LIVE_ATTEMPTS, assignments, attempts, checkpoints
@@ -24,6 +31,7 @@ from coordinator.lifecycle import Assignment, Holder, Refused
 from protocol.assignments import AssignmentState
 from protocol.blobs import BlobRef
 from protocol.errors import ErrorCode
+from protocol.manifests import CheckpointManifest
 from protocol.messages import AssignmentHeartbeat, Release, Submission
 
 
@@ -65,6 +73,18 @@ def offer_assignment(
     store_standing(connection, after, reason=terms.reason, now=now)
     _record(connection, "offer", after, now, reason=terms.reason)
     return after
+
+
+def take_resume(connection: Connection, assignment: str, fencing: int) -> CheckpointManifest | None:
+    """The checkpoint that this attempt goes on from, which is noted with its author."""
+    manifest = resume_manifest(connection, assignment)
+    if manifest is not None:
+        connection.execute(
+            update(attempts)
+            .where(attempts.c.assignment == assignment, attempts.c.fencing == fencing)
+            .values(resumed_from=manifest.worker, resumed_step=manifest.step)
+        )
+    return manifest
 
 
 def acknowledge_lease(
@@ -170,7 +190,11 @@ def submit_expert(
 def release_lease(
     connection: Connection, assignment: str, release: Release, *, worker: str, now: float
 ) -> Assignment | Refused:
-    """The worker gives its lease back, naming its newest checkpoint; harmless when repeated."""
+    """The worker gives its lease back, naming its newest checkpoint; harmless when repeated.
+
+    Where training failed right from another worker's checkpoint on, that one is suspect: its author
+    is excluded and the next attempt starts afresh.
+    """
     row = find_assignment(connection, assignment)
     if row is None:
         return _unknown(assignment)
@@ -186,6 +210,15 @@ def release_lease(
     if isinstance(after, Refused):
         return after
     _announce_training(connection, standing, release.checkpoint, release.checkpoint_step, now)
+    if (
+        release.reason == "trainer_failed"
+        and attempt is not None
+        and attempt.foreign_author is not None
+        and attempt.step <= attempt.resumed_step
+    ):
+        after = lifecycle.exclude(after, attempt.foreign_author)
+        # Their blobs go with the assignment's next checkpoint or its end.
+        discard_training(connection, assignment, now)
     end_attempt(
         connection,
         assignment,

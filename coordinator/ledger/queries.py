@@ -47,6 +47,7 @@ from coordinator.ledger.leases import (
     release_lease,
     renew_lease,
     submit_expert,
+    take_resume,
 )
 from coordinator.ledger.requests import find_answer, keep_answer
 from coordinator.ledger.results import (
@@ -181,6 +182,7 @@ __all__ = [
     "set_phase",
     "snapshot",
     "submit_expert",
+    "take_resume",
     "uncollected_steps",
     "unneeded",
     "use_nonce",

@@ -9,6 +9,7 @@ from coordinator.ledger.assignments import (
     AssignmentRow,
     all_assignments,
     end_attempt,
+    find_attempt,
     get_assignment,
     parse_spec,
     store_standing,
@@ -120,11 +121,13 @@ def record_verification(
     Raises LedgerError when there is no such submission.
     """
     standing = get_assignment(connection, assignment).standing
+    attempt = find_attempt(connection, assignment, fencing)
+    author = None if attempt is None else attempt.foreign_author
     accepted = isinstance(decision, Accepted)
     after = (
         lifecycle.accept(standing, fencing=fencing)
         if accepted
-        else lifecycle.reject(standing, fencing=fencing, now=now)
+        else lifecycle.reject(standing, fencing=fencing, now=now, author=author)
     )
     if isinstance(after, lifecycle.Refused):
         raise LedgerError(after.message)
@@ -153,6 +156,8 @@ def record_verification(
         "outcome": outcome,
         "reason": reason,
     }
+    if author is not None:
+        facts["resumed_from"] = author
     append(connection, "accept" if accepted else "reject", facts=facts, now=now)
     unneeded = set(discard_training(connection, assignment, now))
     if isinstance(decision, Rejected):

@@ -121,6 +121,8 @@ attempts = Table(
     Column("offered_at", Float, nullable=False),
     Column("ended_at", Float),
     Column("step", Integer, nullable=False),
+    Column("resumed_from", String(64)),
+    Column("resumed_step", Integer, nullable=False, server_default="0"),
     Column("loss", Float),
     Column("tokens_per_second", Float, nullable=False),
     Column("progressed_at", Float, nullable=False),

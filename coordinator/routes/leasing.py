@@ -120,7 +120,7 @@ def _answer(
         spec=row.spec,
         shard=row.shard,
         parent=_parent(connection, row),
-        resume=queries.resume_manifest(connection, row.assignment),
+        resume=queries.take_resume(connection, row.assignment, row.standing.fencing),
         checkpoint_seconds=context.settings.checkpoint_seconds,
         reason=reason,
     )

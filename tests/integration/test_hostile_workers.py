@@ -9,6 +9,7 @@ import pytest
 from coordinator.ledger import queries
 from coordinator.ledger.workers import Registration
 from coordinator.lifecycle import MAX_UNCOLLECTED, MIN_COLLECT_SECONDS
+from coordinator.verification import Inconclusive, Rejected
 from protocol.digests import digest_bytes
 from protocol.messages import (
     Acknowledge,
@@ -126,6 +127,23 @@ def add_work(api, make, **changes: Any):
     return spec
 
 
+def make_durable(api, make, spec, worker: str, *, step: int | None = None) -> tuple[str, ...]:
+    """The network role's part."""
+    with api.ledger.begin() as connection:
+        (row,) = queries.announced_checkpoints(connection)
+        manifest = make.manifest(spec, worker, step=step)
+        return queries.mark_durable(connection, row.checkpoint_id, manifest, api.clock())
+
+
+async def poisoned(api, make, spec, mallory: Guest) -> None:
+    """A durable checkpoint of mallory's at step 5, and its lease given back."""
+    offer = await mallory.start()
+    await mallory.beat(offer, 5, checkpoint=make.blob("poison"))
+    make_durable(api, make, spec, mallory.worker, step=5)
+    await mallory.release(offer, "stopped")
+    pass_quickly(api, 5.0)
+
+
 async def test_made_up_submissions_neither_pile_up_nor_hold_their_assignments_for_ever(
     api, make, guest
 ):
@@ -190,3 +208,53 @@ async def test_a_checkpoint_that_nobody_could_collect_is_given_up_in_the_end(api
     api.pass_time(10.0)
     with api.ledger.read() as connection:
         assert queries.announced_checkpoints(connection) == []
+
+
+@pytest.mark.parametrize("decision", [Rejected("worse"), Inconclusive("not told apart")])
+async def test_a_poisoned_checkpoint_is_held_against_its_author_alone(api, make, guest, decision):
+    spec = add_work(api, make)
+    mallory, bert = guest("mallory"), guest("bert")
+    await poisoned(api, make, spec, mallory)
+    offer = await bert.start()
+    assert offer.resume is not None
+    await bert.submit(offer, make.blob("expert"))
+    make_durable(api, make, spec, bert.worker)
+    with api.ledger.begin() as connection:
+        queries.record_verification(
+            connection, offer.assignment, offer.fencing, decision, "worse", api.clock()
+        )
+        row = queries.get_assignment(connection, offer.assignment)
+    assert row.standing.excluded == {mallory.worker}
+    pass_quickly(api, 5.0)
+    assert (await bert.start()).resume is None
+
+
+async def test_a_checkpoint_on_which_training_fails_at_once_is_dropped(api, make, guest):
+    spec = add_work(api, make)
+    mallory, bert = guest("mallory"), guest("bert")
+    await poisoned(api, make, spec, mallory)
+    offer = await bert.start()
+    await bert.beat(offer, 5)
+    await bert.release(offer, "trainer_failed")
+    with api.ledger.read() as connection:
+        row = queries.get_assignment(connection, offer.assignment)
+    assert row.standing.excluded == {mallory.worker}
+    pass_quickly(api, 5.0)
+    offer = await bert.start()
+    assert offer.resume is None
+    await bert.beat(offer, 3, checkpoint=make.blob("sound"))
+    freed = make_durable(api, make, spec, bert.worker, step=3)
+    assert make.blob("poison").digest in freed
+
+
+async def test_a_training_that_failed_after_progress_accuses_nobody(api, make, guest):
+    spec = add_work(api, make)
+    anna, bert = guest("anna"), guest("bert")
+    await poisoned(api, make, spec, anna)
+    offer = await bert.start()
+    await bert.beat(offer, 6)
+    await bert.release(offer, "trainer_failed")
+    with api.ledger.read() as connection:
+        row = queries.get_assignment(connection, offer.assignment)
+        assert queries.resume_manifest(connection, offer.assignment) is not None
+    assert row.standing.excluded == frozenset()
