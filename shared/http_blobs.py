@@ -48,6 +48,23 @@ class UrlExpired(TransferFailed):
     """The network role refused the signed URL: get a new one from the api and go on."""
 
 
+def check_same_host(api_url: str, other_url: str) -> None:
+    """Raises TransferFailed unless `other_url` is on the api's host, at any port, and as secure.
+
+    What the api names is followed there only: a member may reach hosts that the coordinator may
+    not, and their answers would come back as blobs or refusals.
+    """
+    try:
+        api, other = httpx.URL(api_url), httpx.URL(other_url)
+    except httpx.InvalidURL as error:
+        raise TransferFailed(f"{other_url}: named by {api_url}, is no URL: {error}") from error
+    schemes = ("https",) if api.scheme == "https" else ("http", "https")
+    if other.scheme not in schemes or not other.host or other.host != api.host:
+        raise TransferFailed(
+            f"{other_url}: named by {api_url}, expected {' or '.join(schemes)} on its host"
+        )
+
+
 async def fetch_over_http(
     client: httpx.AsyncClient,
     url: str,
@@ -58,8 +75,9 @@ async def fetch_over_http(
 ) -> None:
     """Fetch the blob `ref` into `store`, resuming what is there.
 
-    `url` is the api's /v1/blobs/{digest}; `headers` go to the api only. Raises TransferFailed. A
-    piece that does not verify ends the fetch: the network role is the only source there is.
+    `url` is the api's /v1/blobs/{digest}; `headers` go to the api only, and only its own host is
+    asked for bytes. Raises TransferFailed. A piece that does not verify ends the fetch: the network
+    role is the only source there is.
     """
     stalls, missing = 0, -1
     while not store.has(ref.digest):
@@ -107,7 +125,9 @@ async def _signed_url(client: httpx.AsyncClient, url: str, headers: dict[str, st
                 raise TransferFailed(
                     f"{url}: answered {response.status_code}, expected 307 to a signed URL"
                 )
-            return str(httpx.URL(url).join(location))
+            signed = str(httpx.URL(url).join(location))
+            check_same_host(url, signed)
+            return signed
     except UrlExpired as refusal:
         raise TransferFailed(f"{url}: {refusal.reason}") from refusal
 

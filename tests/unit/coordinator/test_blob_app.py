@@ -50,12 +50,12 @@ class Coordinator:
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=self._dispatch), base_url="http://api"
+            transport=httpx.ASGITransport(app=self._dispatch), base_url="http://coordinator:8000"
         )
 
     def url(self, digest: str, purpose: Literal["get", "put"] = "get", peer: str = PEER) -> str:
         return sign_url(
-            "http://network",
+            "http://coordinator:8001",
             digest=digest,
             purpose=purpose,
             peer=peer,
@@ -67,7 +67,7 @@ class Coordinator:
         request = Request(scope)
         self.asked.append((request.method, request.url.path))
         self.interfere(request)
-        app = self.api if request.url.hostname == "api" else self.network
+        app = self.api if request.url.port == 8000 else self.network
         await app(scope, receive, send)
 
     async def _redirect(self, digest: str, request: Request) -> RedirectResponse:
@@ -93,7 +93,7 @@ async def _fetch(coordinator: Coordinator, ref: BlobRef, store: BlobStore) -> No
     async with coordinator.client() as client:
         await fetch_over_http(
             client,
-            f"http://api/v1/blobs/{ref.digest}",
+            f"http://coordinator:8000/v1/blobs/{ref.digest}",
             ref,
             store,
             headers={"authorization": "Bearer token"},
@@ -153,7 +153,7 @@ async def test_a_url_that_is_always_expired_ends_in_a_refusal(
     monkeypatch.setattr("shared.http_blobs.MAX_STALLS", 2)
 
     def expire(request: Request) -> None:
-        coordinator.now += 61 * (request.url.hostname == "network")
+        coordinator.now += 61 * (request.url.port == 8001)
 
     coordinator.interfere = expire
     with pytest.raises(TransferFailed, match="403 forbidden: the URL has expired"):
@@ -225,7 +225,7 @@ async def test_every_route_needs_its_own_signed_url(coordinator: Coordinator) ->
             wrong: Literal["get", "put"] = "put" if purpose == "get" else "get"
             good = _suffixed(coordinator.url(ref.digest, purpose), suffix)
             for url in (
-                f"http://network/blobs/{ref.digest}{suffix}",
+                f"http://coordinator:8001/blobs/{ref.digest}{suffix}",
                 good + "0",
                 good.replace("expires=18", "expires=19"),
                 good.replace(PEER, PEER[:-1] + "q"),
@@ -253,7 +253,7 @@ async def test_what_is_no_digest_or_no_route_is_refused_in_our_words(
 ) -> None:
     async with coordinator.client() as client:
         for path, code in (("/blobs/xyz", "bad_request"), ("/elsewhere", "not_found")):
-            answer = await client.get(f"http://network{path}")
+            answer = await client.get(f"http://coordinator:8001{path}")
             assert ErrorBody.model_validate_json(answer.content).code == code
 
 

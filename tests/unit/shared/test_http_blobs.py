@@ -11,7 +11,7 @@ import pytest
 from protocol.blobs import BlobRef, PieceList
 from protocol.digests import PIECE_BYTES
 from shared.blobstore import BlobStore
-from shared.http_blobs import TransferFailed, fetch_over_http
+from shared.http_blobs import TransferFailed, check_same_host, fetch_over_http
 
 DATA = random.Random(5).randbytes(PIECE_BYTES + 1000)
 
@@ -128,3 +128,53 @@ async def test_what_the_api_says_instead_of_a_url_is_the_reason(
                 BlobRef(digest="0" * 64, size=1),
                 BlobStore(tmp_path),
             )
+
+
+@pytest.mark.parametrize(
+    ("api", "other"),
+    [
+        ("http://swarm:1/v1/blobs/x", "http://swarm:2/blobs/x?s=1"),
+        ("http://swarm:1", "https://SWARM/blobs/x"),
+        ("https://swarm", "https://swarm:2/blobs/x"),
+        ("http://[::1]:1", "http://[::1]:2/blobs/x"),
+    ],
+)
+def test_another_port_of_the_api_s_host_is_followed(api: str, other: str) -> None:
+    check_same_host(api, other)
+
+
+@pytest.mark.parametrize(
+    ("api", "other"),
+    [
+        ("http://swarm:1", "http://169.254.169.254/latest"),
+        ("http://swarm:1", "http://swarm.example/blobs/x"),
+        ("http://swarm:1", "http://swarm@other/blobs/x"),
+        ("https://swarm", "http://swarm/blobs/x"),
+        ("http://swarm:1", "file:///etc/passwd"),
+        ("http://swarm:1", "/blobs/x"),
+        ("http://swarm:1", "http://swarm:port/"),
+    ],
+)
+def test_another_host_or_a_less_secure_one_is_named_and_not_followed(api: str, other: str) -> None:
+    with pytest.raises(TransferFailed) as refused:
+        check_same_host(api, other)
+    assert api in refused.value.reason
+    assert other in refused.value.reason
+
+
+async def test_a_fetch_does_not_follow_the_api_to_another_host(tmp_path: Path) -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(307, headers={"location": "http://router.home/admin"})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        with pytest.raises(TransferFailed, match=r"router\.home"):
+            await fetch_over_http(
+                client,
+                "http://api/v1/blobs/x",
+                BlobRef(digest="0" * 64, size=1),
+                BlobStore(tmp_path),
+            )
+    assert asked == ["api"]
