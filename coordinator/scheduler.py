@@ -6,6 +6,7 @@ short wait of one worker: a slow worker waits while a busy one would still finis
 It is not optimal, and the usual bound for such schedules holds for equal workers only.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -50,9 +51,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class NoWork:
-    """Why the asking worker gets nothing now."""
+    """Why the asking worker gets nothing now; `waits`: because others would end it sooner."""
 
     reason: str
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,6 @@ def find_obstacle(work: Work, candidate: Candidate) -> Obstacle | None:
         return Obstacle("your earlier submission of it was not accepted", float("inf"))
     if work.needs_trust and not candidate.trusted:
         return Obstacle("it is for workers that the operator marked trusted", float("inf"))
-    if offered.flops_per_second <= 0:
-        return Obstacle("your measured speed is 0 FLOP/s", float("inf"))
     if offered.free_memory_bytes < memory:
         return _lack("memory", memory, offered.free_memory_bytes)
     if offered.free_disk_bytes < work.disk_bytes:
@@ -130,9 +130,18 @@ def make_schedule(work: Iterable[Work], candidates: Sequence[Candidate], *, now:
 
 
 def choose(
-    work: Sequence[Work], candidates: Sequence[Candidate], *, asking: str, now: float
+    work: Sequence[Work],
+    candidates: Sequence[Candidate],
+    *,
+    asking: str,
+    now: float,
+    waits_until: float = math.inf,
 ) -> Choice | NoWork:
     """The asking worker's first slot in the schedule, or why it has none.
+
+    What others say of their speed is taken on trust only so long: from `waits_until` on, the asking
+    worker gets the work that it would delay least even where another one is expected to end it
+    sooner.
 
     `candidates` must hold the asking worker. Raises ValueError otherwise.
     """
@@ -147,11 +156,14 @@ def choose(
             return Choice(slot.work.assignment, _why(slot, me, now))
     others = [slot for slot in schedule.slots if find_obstacle(slot.work, me) is None]
     if others:
+        if now >= waits_until:
+            return _out_of_patience(others, me, now)
         slot = min(others, key=attrgetter("finish"))
         mine = max(me.busy_until, now) + slot.work.flops / me.capability.flops_per_second
         return NoWork(
             f"{slot.work.words}: worker {_short(slot.worker)} is expected to finish it sooner "
-            f"({slot.finish - now:.0f} s; you {mine - now:.0f} s)"
+            f"({slot.finish - now:.0f} s; you {mine - now:.0f} s)",
+            waits=True,
         )
     return _nothing_fits(work, me)
 
@@ -161,6 +173,18 @@ def expected_end(schedule: Schedule, *, now: float) -> float | None:
     if schedule.impossible:
         return None
     return max([now, *schedule.busy_until.values()])
+
+
+def _out_of_patience(slots: Sequence[Slot], me: Candidate, now: float) -> Choice:
+    start = max(me.busy_until, now)
+    speed = me.capability.flops_per_second
+    slot = min(slots, key=lambda slot: start + slot.work.flops / speed - slot.finish)
+    mine = start + slot.work.flops / speed
+    return Choice(
+        slot.work.assignment,
+        f"{slot.work.words}: you waited long enough for worker {_short(slot.worker)} "
+        f"({slot.finish - now:.0f} s; you {mine - now:.0f} s)",
+    )
 
 
 def _nothing_fits(work: Sequence[Work], me: Candidate) -> NoWork:

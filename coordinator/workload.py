@@ -11,6 +11,13 @@ from protocol.capability import Device
 from protocol.specs import ExpertSpec
 from shared.sizing import disk_bytes, train_flops, training_memory_bytes
 
+MIN_TOKENS_PER_SECOND = 1e-3
+MAX_TOKENS_PER_SECOND = 1e9
+"""A trainer's own figure outside of this is not believed."""
+
+WORKER_INTERVALS = 20
+"""Heartbeat intervals of silence after which a worker without a lease plays no part."""
+
 DEVICES: tuple[Device, ...] = ("cpu", "cuda", "mps")
 
 
@@ -136,10 +143,8 @@ def _busy_until(load: Workload, worker: WorkerRow, attempt: Attempt, spec: Exper
     stalled = max(0.0, load.now - attempt.progressed_at - window)
     done = max(attempt.step, load.durable_steps.get(attempt.assignment, 0))
     steps = max(0, spec.train.num_steps - done)
-    if attempt.tokens_per_second > 0:
+    if MIN_TOKENS_PER_SECOND <= attempt.tokens_per_second <= MAX_TOKENS_PER_SECOND:
         left = steps * spec.train.tokens_per_step / attempt.tokens_per_second
-    elif worker.capability.flops_per_second > 0:
-        left = train_flops(spec) * steps / spec.train.num_steps / worker.capability.flops_per_second
     else:
-        left = 0.0
+        left = train_flops(spec) * steps / spec.train.num_steps / worker.capability.flops_per_second
     return load.now + stalled + left

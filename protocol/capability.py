@@ -4,7 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol.values import Amount, Count, Positive, Value
+from protocol.values import Count, Positive, Value
+
+MIN_FLOPS_PER_SECOND = 1e6
+MAX_FLOPS_PER_SECOND = 1e16
+"""What one machine can plausibly measure; times reckoned from speeds in between stay finite."""
 
 Device = Literal["cpu", "cuda", "mps"]
 
@@ -23,5 +27,7 @@ class Capability(Value):
     total_memory_bytes: Count
     free_memory_bytes: Count
     free_disk_bytes: Count
-    flops_per_second: Amount
+    flops_per_second: Annotated[
+        float, Field(ge=MIN_FLOPS_PER_SECOND, le=MAX_FLOPS_PER_SECOND, allow_inf_nan=False)
+    ]
     bfloat16: bool

@@ -88,6 +88,7 @@ from coordinator.ledger.visibility import may_read, may_upload
 from coordinator.ledger.workers import (
     Registration,
     WorkerRow,
+    active_workers,
     add_nonce,
     all_workers,
     find_worker,
@@ -97,6 +98,7 @@ from coordinator.ledger.workers import (
     set_capability,
     set_certificate,
     set_maddrs,
+    set_waits_since,
     use_nonce,
     worker_of_token,
 )
@@ -120,6 +122,7 @@ __all__ = [
     "WorkerRow",
     "accepted",
     "acknowledge_lease",
+    "active_workers",
     "add_assignment",
     "add_domain",
     "add_nonce",
@@ -180,6 +183,7 @@ __all__ = [
     "set_maddrs",
     "set_network",
     "set_phase",
+    "set_waits_since",
     "snapshot",
     "submit_expert",
     "take_resume",

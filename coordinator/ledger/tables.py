@@ -107,6 +107,7 @@ workers = Table(
     Column("registered_at", Float, nullable=False),
     Column("seen_at", Float, nullable=False),
     Column("asked_at", Float),
+    Column("waits_since", Float),
 )
 
 attempts = Table(

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Row, delete, select, update
 
 from coordinator.ledger.entries import append
-from coordinator.ledger.tables import nonces, workers
+from coordinator.ledger.tables import LIVE_ATTEMPTS, attempts, nonces, workers
 from protocol.capability import Capability
 from protocol.digests import digest_value
 
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """A registered worker. `asked_at` is when it last asked for work."""
+    """A registered worker. `asked_at` is when it last asked for work.
+
+    `waits_since` is when it was first told to leave open work to others, None after an offer.
+    """
 
     worker: str
     name: str
@@ -26,6 +29,7 @@ class WorkerRow:
     registered_at: float
     seen_at: float
     asked_at: float | None
+    waits_since: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,18 @@ def set_asked(connection: Connection, worker: str, at: float | None) -> None:
     connection.execute(update(workers).where(workers.c.worker == worker).values(asked_at=at))
 
 
+def set_waits_since(connection: Connection, worker: str, since: float | None) -> None:
+    """Since when the worker is told to leave open work to others; None: it is not."""
+    connection.execute(update(workers).where(workers.c.worker == worker).values(waits_since=since))
+
+
+def active_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, ...]:
+    """Workers that were seen after `since` or hold a lease, by peer id."""
+    busy = select(attempts.c.worker).where(attempts.c.state.in_(LIVE_ATTEMPTS))
+    query = select(workers).where((workers.c.seen_at >= since) | workers.c.worker.in_(busy))
+    return tuple(map(_worker, connection.execute(query.order_by(workers.c.worker))))
+
+
 def set_certificate(connection: Connection, worker: str, expires_at: float) -> None:
     """Until when the newest certificate of the worker holds."""
     connection.execute(
@@ -151,4 +167,5 @@ def _worker(row: Row[tuple[object, ...]]) -> WorkerRow:
         registered_at=row.registered_at,
         seen_at=row.seen_at,
         asked_at=row.asked_at,
+        waits_since=row.waits_since,
     )

@@ -13,7 +13,7 @@ from coordinator.ledger import Ledger, queries
 from coordinator.ledger.queries import WorkerRow
 from coordinator.lifecycle import Refused
 from coordinator.settings import ApiSettings
-from coordinator.workload import Workload
+from coordinator.workload import WORKER_INTERVALS, Workload
 from protocol.digests import digest_value
 from protocol.messages import (
     AssignmentHeartbeatAnswer,
@@ -108,7 +108,9 @@ def load_workload(connection: Connection, context: ApiContext, now: float) -> Wo
     return Workload(
         assignments=queries.all_assignments(connection),
         attempts=queries.live_attempts(connection),
-        workers=queries.all_workers(connection),
+        workers=queries.active_workers(
+            connection, since=now - WORKER_INTERVALS * heartbeat_seconds
+        ),
         accepted=queries.accepted(connection).keys(),
         durable_steps=queries.durable_steps(connection),
         uncollected_steps=queries.uncollected_steps(connection, since=now - heartbeat_seconds),

@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 from coordinator.errors import ApiError
 from coordinator.ledger import queries
 from coordinator.ledger.queries import AssignmentRow, Attempt, OfferTerms, WorkerRow
-from coordinator.lifecycle import MAX_UNCOLLECTED, Assignment, Refused
+from coordinator.lifecycle import LEASE_INTERVALS, MAX_UNCOLLECTED, Assignment, Refused
 from coordinator.routes.context import (
     ApiContext,
     Context,
@@ -72,13 +72,17 @@ def _offer_work(
     open_work = offerable(load)
     if not open_work:
         return _wait(context, f"no assignment is open now ({counts(load)})")
+    since = now if worker.waits_since is None else worker.waits_since
     choice = choose(
         open_work,
         candidates(load, trusted=context.settings.trusted),
         asking=worker.worker,
         now=now,
+        waits_until=since + LEASE_INTERVALS * context.settings.heartbeat_seconds,
     )
     if isinstance(choice, NoWork):
+        if choice.waits:
+            queries.set_waits_since(connection, worker.worker, since)
         return _wait(context, choice.reason)
     terms = OfferTerms(
         assignment=choice.assignment,
@@ -91,6 +95,7 @@ def _offer_work(
     )
     if isinstance(standing, Refused):
         return standing
+    queries.set_waits_since(connection, worker.worker, None)
     row = queries.get_assignment(connection, choice.assignment)
     return _answer(connection, context, row, terms.reason, now)
 

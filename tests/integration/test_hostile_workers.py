@@ -5,10 +5,12 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from coordinator.ledger import queries
 from coordinator.ledger.workers import Registration
 from coordinator.lifecycle import MAX_UNCOLLECTED, MIN_COLLECT_SECONDS
+from coordinator.routes.context import load_workload
 from coordinator.verification import Inconclusive, Rejected
 from protocol.digests import digest_bytes
 from protocol.messages import (
@@ -258,3 +260,62 @@ async def test_a_training_that_failed_after_progress_accuses_nobody(api, make, g
         row = queries.get_assignment(connection, offer.assignment)
         assert queries.resume_manifest(connection, offer.assignment) is not None
     assert row.standing.excluded == frozenset()
+
+
+@pytest.mark.parametrize("speed", [5e-324, 1e308])
+async def test_no_speed_that_a_worker_tells_breaks_the_status(api, make, guest, speed):
+    with pytest.raises(ValidationError, match="flops_per_second"):
+        make.capability(flops_per_second=speed)
+    add_work(api, make)
+    mallory = guest("mallory")
+    offer = await mallory.start()
+    assert (await mallory.beat(offer, 1, tokens_per_second=speed)).is_success
+    status = await api.http.get("/v1/status")
+    assert status.status_code == 200
+    assert 0 < status.json()["eta_seconds"] < 1e6
+
+
+async def test_steps_that_go_back_and_forth_are_no_progress(api, make, guest):
+    add_work(api, make)
+    mallory = guest("mallory")
+    offer = await mallory.start()
+    await mallory.beat(offer, 3)
+    first = api.clock()
+    for step in (2, 3, 99):
+        api.pass_time(1.0)
+        assert (await mallory.beat(offer, step, checkpoint_step=0)).is_success
+    with api.ledger.read() as connection:
+        (attempt,) = queries.live_attempts(connection)
+    assert (attempt.step, attempt.progressed_at) == (3, first)
+
+
+async def test_a_boaster_starves_nobody_for_longer_than_a_lease(api, make, guest):
+    for rng_seed in range(2):
+        add_work(api, make, rng_seed=rng_seed)
+    boaster, honest = guest("boaster", flops_per_second=1e16), guest("honest")
+    await boaster.start()
+    for _ in range(5):
+        assert (await honest.ask()).offer is None
+        pass_quickly(api, 6.0)
+    assert (await honest.ask()).offer is not None
+
+
+async def test_workers_that_left_are_not_read_again_unless_they_hold_a_lease(api, make, guest):
+    add_work(api, make)
+    gone, here = guest("gone"), guest("here")
+    await here.live(300.0)
+    context = api.app.state.context
+    with api.ledger.read() as connection:
+        load = load_workload(connection, context, api.clock())
+    assert [row.worker for row in load.workers] == [here.worker]
+    with api.ledger.read() as connection:
+        assert gone.worker in {row.worker for row in queries.all_workers(connection)}
+
+
+async def test_asking_whether_the_run_is_ready_writes_nothing(api):
+    with api.ledger.read() as connection:
+        before = queries.role_beats(connection)
+    api.clock.advance(1.0)
+    await api.http.get("/readyz")
+    with api.ledger.read() as connection:
+        assert queries.role_beats(connection) == before

@@ -69,7 +69,7 @@ workers = st.lists(
     st.builds(
         worker,
         st.sampled_from("abcd"),
-        speed=st.floats(0, 1e12),
+        speed=st.floats(1e6, 1e12),
         memory=st.floats(0.1, 8),
         disk=st.floats(0.1, 8),
         busy_until=st.floats(0, 1e4),
@@ -152,8 +152,19 @@ def test_a_slow_worker_waits_for_a_busy_one_that_still_ends_sooner():
     busy = worker("fast", speed=1e9, busy_until=10.0)
     answer = choose([work("python", flops=4e10)], [worker("slow"), busy], asking="slow", now=0.0)
     assert answer == NoWork(
-        "python expert: worker fast is expected to finish it sooner (50 s; you 400 s)"
+        "python expert: worker fast is expected to finish it sooner (50 s; you 400 s)", waits=True
     )
+
+
+def test_a_worker_that_waited_long_enough_gets_what_it_delays_least():
+    liar = worker("liar", speed=1e16)
+    items = [work("large", flops=4e10), work("small", flops=1e9)]
+    told = choose(items, [worker("slow"), liar], asking="slow", now=29.0, waits_until=30.0)
+    assert isinstance(told, NoWork)
+    assert told.waits
+    given = choose(items, [worker("slow"), liar], asking="slow", now=30.0, waits_until=30.0)
+    assert isinstance(given, Choice)
+    assert given.assignment == "small"
 
 
 def test_a_slow_worker_takes_what_the_busy_one_would_end_later():

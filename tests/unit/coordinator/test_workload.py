@@ -137,6 +137,14 @@ def test_a_worker_is_busy_for_what_its_own_speed_says_is_left(row, worker):
     assert only.busy_until == pytest.approx(NOW + train_flops(one.spec) / 1e6)
 
 
+@pytest.mark.parametrize("told", [5e-324, 1e308])
+def test_a_speed_that_no_trainer_has_is_not_believed(row, worker, told):
+    one = row(state=AssignmentState.RUNNING)
+    lied = attempt_of(one, "w", tokens_per_second=told)
+    (only,) = candidates(load(rows=[one], workers=[worker("w")], attempts=[lied]), trusted=None)
+    assert only.busy_until == pytest.approx(NOW + train_flops(one.spec) / 1e6)
+
+
 def test_a_lease_that_stands_still_is_waited_for_less_and_less(row, worker):
     one = row(state=AssignmentState.RUNNING)
     stuck = attempt_of(one, "w", step=20, tokens_per_second=64.0, progressed_at=NOW - 130)
