@@ -89,7 +89,7 @@ def find_obstacle(work: Work, candidate: Candidate) -> Obstacle | None:
     offered = candidate.capability
     memory = work.memory_bytes[offered.device]
     if candidate.worker in work.excluded:
-        return Obstacle("your earlier submission of it was not accepted", float("inf"))
+        return Obstacle("your earlier work on it was not accepted", float("inf"))
     if work.needs_trust and not candidate.trusted:
         return Obstacle("it is for workers that the operator marked trusted", float("inf"))
     if offered.free_memory_bytes < memory:

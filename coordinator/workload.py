@@ -63,6 +63,18 @@ def unstarted(load: Workload) -> list[Work]:
     return [make_work(load, row) for row in load.assignments if row.state is AssignmentState.OPEN]
 
 
+def deserted(load: Workload) -> str:
+    """Which open assignment every worker here is excluded from, in words; empty where none is."""
+    here = {worker.worker for worker in load.workers if not worker.banned}
+    for row in load.assignments:
+        if here and row.state is AssignmentState.OPEN and here <= row.standing.excluded:
+            return (
+                f"{row.assignment} ({describe(row.spec)}) waits for another worker: "
+                f"the work of all {len(here)} here on it was not accepted"
+            )
+    return ""
+
+
 def make_work(load: Workload, row: AssignmentRow) -> Work:
     """What is left of an assignment, from its newest durable checkpoint on."""
     spec, done = row.spec, load.durable_steps.get(row.assignment, 0)

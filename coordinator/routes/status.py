@@ -13,7 +13,7 @@ from coordinator.ledger import queries
 from coordinator.ledger.queries import ROLES
 from coordinator.routes.context import ApiContext, Context, load_workload
 from coordinator.scheduler import expected_end, make_schedule
-from coordinator.workload import candidates, unstarted
+from coordinator.workload import Workload, candidates, deserted, unstarted
 from protocol import PROTOCOL_VERSION
 from protocol.assignments import AssignmentState
 from protocol.errors import ErrorCode
@@ -59,17 +59,18 @@ def status(context: Context) -> StatusView:
         workers = queries.worker_views(
             connection, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
         )
+        load = load_workload(connection, context, now)
         return StatusView(
             run=found.run,
             coordinator=context.identity.peer_id,
             phase=found.phase,
-            phase_reason=found.phase_reason[:500],
+            phase_reason=(deserted(load) or found.phase_reason)[:500],
             round=found.round,
             assignments={state.value: number for state, number in states.items()},
             workers=dict(Counter(worker.state for worker in workers)),
             experts_accepted=states[AssignmentState.ACCEPTED],
             experts_planned=states.total() - states[AssignmentState.CANCELLED],
-            eta_seconds=_eta_seconds(connection, context, now),
+            eta_seconds=_eta_seconds(load, context, now),
             results=queries.newest_results(connection),
             software_version=SOFTWARE_VERSION,
             protocol_version=PROTOCOL_VERSION,
@@ -149,8 +150,7 @@ def _role_ages(connection: Connection, now: float) -> dict[str, float]:
     return {role: max(0.0, now - at) for role, at in queries.role_beats(connection).items()}
 
 
-def _eta_seconds(connection: Connection, context: ApiContext, now: float) -> float | None:
-    load = load_workload(connection, context, now)
+def _eta_seconds(load: Workload, context: ApiContext, now: float) -> float | None:
     if not load.assignments:
         return None
     schedule = make_schedule(

@@ -319,3 +319,19 @@ async def test_asking_whether_the_run_is_ready_writes_nothing(api):
     await api.http.get("/readyz")
     with api.ledger.read() as connection:
         assert queries.role_beats(connection) == before
+
+
+async def test_the_status_says_which_work_every_worker_here_is_excluded_from(api, make, guest):
+    spec = add_work(api, make)
+    anna = guest("anna")
+    offer = await anna.start()
+    await anna.submit(offer, make.blob("expert"))
+    make_durable(api, make, spec, anna.worker)
+    with api.ledger.begin() as connection:
+        queries.record_verification(
+            connection, offer.assignment, offer.fencing, Rejected("worse"), "worse", api.clock()
+        )
+    reason = (await api.http.get("/v1/status")).json()["phase_reason"]
+    assert f"{offer.assignment} (64-wide python seed) waits for another worker" in reason
+    guest("bert")
+    assert (await api.http.get("/v1/status")).json()["phase_reason"] == ""
