@@ -17,7 +17,12 @@ from protocol.certificates import SignedCertificate
 from protocol.errors import ErrorCode
 from protocol.messages import HeartbeatAnswer, RunInfo, WorkerHeartbeat
 from protocol.records import HeadRecord, provider_key
-from shared.http_blobs import TransferFailed, fetch_over_http, upload_over_http
+from shared.http_blobs import (
+    TransferFailed,
+    check_same_host,
+    fetch_over_http,
+    upload_over_http,
+)
 from shared.logs import facts
 from shared.retry import backoff_seconds
 from shared.swarm.peer import FetchFailed, Peer, SwarmUnavailable
@@ -186,6 +191,7 @@ class Membership:
     async def _upload(self, ref: BlobRef) -> None:
         try:
             target = await self.call(lambda: self.client.upload_url(ref.digest))
+            check_same_host(self.client.url, target.url)
             await upload_over_http(self.client.http, target.url, ref, self.folder.blobs)
             log.info("uploaded %s", facts(digest=ref.digest, bytes=ref.size, route="http"))
         except (CoordinatorUnreachable, Refused, TransferFailed) as failure:
