@@ -2,7 +2,7 @@
 
 Pure: `now` is an argument. Every change of state goes through `protocol.assignments.TRANSITIONS`.
 Who gets an assignment is decided in `coordinator.scheduler`, whether a submission is good in
-`coordinator.verification`.
+`coordinator.scoring.verification`.
 """
 
 from dataclasses import dataclass, replace

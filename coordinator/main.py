@@ -19,18 +19,19 @@ from pydantic import ValidationError
 from coordinator.folders import RunFolders
 from coordinator.init import InitError, init_folder
 from coordinator.ledger.errors import LedgerError
-from coordinator.prepared import PrepareError
-from coordinator.results import render_table
 from coordinator.roles import RoleContext
 from coordinator.runfile import RunFile, RunFileError, load_run_file
+from coordinator.scoring.results import render_table
 from coordinator.serving import ServeError, check_addresses, check_keys
-from coordinator.sources import SourceError
 from coordinator.status import render_status
 from coordinator.supervisor import RoleKeepsDying, Supervisor
+from coordinator.text.prepared import PrepareError
+from coordinator.text.sources import SourceError
 from protocol import PROTOCOL_VERSION
 from protocol.messages import ResultTable, StatusView
 from shared import logs
 from shared.identity import IdentityError
+from shared.version import SOFTWARE_VERSION
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +42,6 @@ app = typer.Typer(
 
 Format = Annotated[Literal["text", "json"], typer.Option("--format", help="text or json")]
 RunPath = Annotated[Path, typer.Argument(help="The run file, such as run.toml")]
-SOFTWARE_VERSION = "0.1.0"
 
 EXPECTED = (
     RunFileError,

@@ -7,9 +7,9 @@ The schemes are the paper's (arXiv 2502.19385): a class of difficulty gets its o
 import hashlib
 from collections.abc import Mapping
 
-from coordinator.prepared import Prepared
 from coordinator.runfile import GENERAL, RunFile
 from coordinator.sections import Difficulty, Recipe, Scheme, SeedRecipe, WidthLabel
+from coordinator.text.prepared import Prepared
 from protocol.ids import Digest
 from protocol.messages import Label
 from protocol.specs import ExpertSpec, ModelShape, TrainSpec

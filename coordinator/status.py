@@ -1,6 +1,6 @@
 """The status of a run as text."""
 
-from coordinator.results import render_table
+from coordinator.scoring.results import render_table
 from protocol.messages import StatusView
 
 

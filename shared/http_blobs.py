@@ -48,6 +48,9 @@ class UrlExpired(TransferFailed):
     """The network role refused the signed URL: get a new one from the api and go on."""
 
 
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
 def check_same_host(api_url: str, other_url: str) -> None:
     """Raises TransferFailed unless `other_url` is on the api's host, at any port, and as secure.
 
@@ -59,7 +62,8 @@ def check_same_host(api_url: str, other_url: str) -> None:
     except httpx.InvalidURL as error:
         raise TransferFailed(f"{other_url}: named by {api_url}, is no URL: {error}") from error
     schemes = ("https",) if api.scheme == "https" else ("http", "https")
-    if other.scheme not in schemes or not other.host or other.host != api.host:
+    same = other.host == api.host or {other.host, api.host} <= LOOPBACK
+    if other.scheme not in schemes or not other.host or not same:
         raise TransferFailed(
             f"{other_url}: named by {api_url}, expected {' or '.join(schemes)} on its host"
         )

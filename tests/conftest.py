@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from coordinator.app import ApiSettings, create_app, tick
+from coordinator.api.app import ApiSettings, create_app, tick
 from coordinator.ledger import Ledger, queries
 from protocol.blobs import BlobRef, ShardManifest, Split
 from protocol.capability import Capability

@@ -30,12 +30,12 @@ from protocol.messages import (
     WorkerHeartbeat,
 )
 from shared.identity import Identity
+from shared.version import SOFTWARE_VERSION
 from worker.errors import CoordinatorUnreachable, Refused
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
 TIMEOUT = httpx.Timeout(10.0, read=30.0)
-SOFTWARE_VERSION = "0.1.0"
 
 
 class CoordinatorClient:

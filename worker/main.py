@@ -16,9 +16,9 @@ import typer
 from protocol import PROTOCOL_VERSION
 from shared import logs
 from shared.identity import IdentityError
+from shared.version import SOFTWARE_VERSION
 from worker.agent import Agent
 from worker.capability import CapabilityError
-from worker.client import SOFTWARE_VERSION
 from worker.errors import WorkerError
 from worker.folder import WorkerFolder
 from worker.screen import TextScreen

@@ -21,7 +21,7 @@ from coordinator.ledger.errors import LedgerError
 from coordinator.ledger.run import get_run
 from coordinator.ledger.tables import assignments, checkpoints, evaluations, results, specs
 from coordinator.names import checkpoint_name
-from coordinator.verification import Accepted, Decision, Rejected
+from coordinator.scoring.verification import Accepted, Decision, Rejected
 from protocol.digests import digest_value
 from protocol.manifests import CheckpointManifest
 from protocol.messages import Phase, ResultTable
@@ -74,7 +74,7 @@ class RunSnapshot:
 
 def expert_folder(spec: ExpertSpec) -> str:
     """Where the accepted checkpoint of a spec is exported to, relative to the run's folder."""
-    return f"experts/{checkpoint_name(spec)}"
+    return f"state/experts/{checkpoint_name(spec)}"
 
 
 def durable_submissions(connection: Connection) -> list[SubmissionRow]:

@@ -1,10 +1,10 @@
-"""The api role's process: uvicorn around `coordinator.app`. Neither torch nor hivemind."""
+"""The api role's process: uvicorn around `coordinator.api.app`. Neither torch nor hivemind."""
 
 import signal
 
 import uvicorn
 
-from coordinator.app import ApiSettings, create_app
+from coordinator.api.app import ApiSettings, create_app
 from coordinator.ledger import Ledger
 from coordinator.roles import RoleContext
 from coordinator.serving import listening

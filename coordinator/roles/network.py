@@ -1,12 +1,12 @@
-"""The network role's process: an event loop around `coordinator.network`."""
+"""The network role's process: an event loop around `coordinator.network.serve`."""
 
 import asyncio
 import signal
 
 from coordinator.ledger import Ledger
-from coordinator.network import NetworkRole
-from coordinator.prepared import PrepareError, read_prepared
+from coordinator.network.serve import NetworkRole
 from coordinator.roles import RoleContext
+from coordinator.text.prepared import PrepareError, read_prepared
 from shared.orphan import watch_parent
 
 

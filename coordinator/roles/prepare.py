@@ -5,8 +5,8 @@ import time
 import typer
 
 from coordinator.ledger import Ledger, queries
-from coordinator.prepare import prepare
 from coordinator.roles import RoleContext
+from coordinator.text.prepare import prepare
 from shared.clock import now
 from shared.identity import Identity
 

@@ -6,9 +6,9 @@ import signal
 import threading
 
 from coordinator.ledger import Ledger
-from coordinator.prepared import PrepareError, read_prepared
 from coordinator.roles import RoleContext
-from coordinator.scorer import run_scorer
+from coordinator.scoring.scorer import run_scorer
+from coordinator.text.prepared import PrepareError, read_prepared
 from shared.clock import now
 from shared.orphan import watch_parent
 
@@ -33,7 +33,7 @@ def run(context: RoleContext) -> None:
             ledger,
             stop=stop,
             now=now,
-            log=logging.getLogger("coordinator.scorer"),
+            log=logging.getLogger("coordinator.scoring.scorer"),
             num_threads=os.cpu_count() or 1,
         )
     finally:

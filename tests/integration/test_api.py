@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.auth import invite_token
+from coordinator.api.auth import invite_token
 from coordinator.ledger import queries, tables
-from coordinator.verification import Accepted, Inconclusive, Rejected
+from coordinator.scoring.verification import Accepted, Inconclusive, Rejected
 from protocol import PROTOCOL_VERSION
 from protocol.digests import digest_value
 from protocol.errors import HTTP_STATUS, ErrorBody, ErrorCode

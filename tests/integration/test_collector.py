@@ -17,11 +17,11 @@ import pytest
 import uvicorn
 from sqlalchemy import select
 
-from coordinator.blob_app import create_blob_app
-from coordinator.collector import MAX_COLLECTIONS, Collector
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.tables import attempts, checkpoints
 from coordinator.lifecycle import Holder
+from coordinator.network.blob_app import create_blob_app
+from coordinator.network.collector import MAX_COLLECTIONS, Collector
 from coordinator.urls import sign_url
 from protocol.assignments import AssignmentState
 from protocol.blobs import BlobRef

@@ -7,11 +7,11 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from coordinator.api.routes.context import load_workload
 from coordinator.ledger import queries
 from coordinator.ledger.workers import Registration
 from coordinator.lifecycle import MAX_UNCOLLECTED, MIN_COLLECT_SECONDS
-from coordinator.routes.context import load_workload
-from coordinator.verification import Inconclusive, Rejected
+from coordinator.scoring.verification import Inconclusive, Rejected
 from protocol.digests import digest_bytes
 from protocol.messages import (
     Acknowledge,

@@ -9,14 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.app import ApiSettings, create_app
+from coordinator.api.app import ApiSettings, create_app
 from coordinator.folders import RunFolders
 from coordinator.init import init_folder
 from coordinator.ledger import Ledger, queries
 from coordinator.lifecycle import Holder
-from coordinator.network import NetworkRole
-from coordinator.prepared import Prepared
+from coordinator.network.serve import NetworkRole
 from coordinator.runfile import load_run_file
+from coordinator.text.prepared import Prepared
 from coordinator.urls import URL_SECRET_PURPOSE, Purpose, sign_url
 from protocol.blobs import BlobRef, ShardManifest, Split
 from protocol.digests import digest_bytes

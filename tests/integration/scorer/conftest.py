@@ -11,10 +11,10 @@ import torch
 from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
 from coordinator.lifecycle import Holder
-from coordinator.prepare import prepare
-from coordinator.pulse import Pulse
 from coordinator.runfile import load_run_file
-from coordinator.scorer import Scorer
+from coordinator.scoring.pulse import Pulse
+from coordinator.scoring.scorer import Scorer
+from coordinator.text.prepare import prepare
 from protocol.capability import Capability
 from protocol.manifests import CheckpointManifest, ManifestFile
 from protocol.messages import Submission

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coordinator.ledger import queries
-from coordinator.pulse import Stopped
 from coordinator.rounds import next_action
-from coordinator.scorer import run_scorer
+from coordinator.scoring.pulse import Stopped
+from coordinator.scoring.scorer import run_scorer
 from protocol.assignments import AssignmentState
 from protocol.messages import ResultTable
 from shared import clock

@@ -22,7 +22,7 @@ from coordinator.folders import RunFolders
 from coordinator.init import init_folder
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.tables import assignments, attempts
-from coordinator.prepared import Prepared, PreparedFile
+from coordinator.text.prepared import Prepared, PreparedFile
 from protocol.blobs import ShardManifest
 from shared.blobstore import BlobStore
 from shared.clock import now

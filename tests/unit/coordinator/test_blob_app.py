@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
-from coordinator.blob_app import MAX_PIECES_AT_ONCE, create_blob_app
+from coordinator.network.blob_app import MAX_PIECES_AT_ONCE, create_blob_app
 from coordinator.urls import sign_url
 from protocol.blobs import BlobRef
 from protocol.digests import PIECE_BYTES

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.documents import (
+from coordinator.text.documents import (
     Collection,
     Document,
     DocumentError,

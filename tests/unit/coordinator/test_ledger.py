@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from coordinator.ledger import Ledger, LedgerError, queries, tables
 from coordinator.ledger.workers import Registration
 from coordinator.lifecycle import Assignment, Holder
-from coordinator.verification import Accepted
+from coordinator.scoring.verification import Accepted
 from protocol.messages import AssignmentHeartbeat, Submission
 
 ANNA, BERT = "12D3KooW" + "A" * 44, "12D3KooW" + "B" * 44

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coordinator.likelihood_cache import CacheKey, LikelihoodCache
+from coordinator.scoring.likelihood_cache import CacheKey, LikelihoodCache
 
 KEY = CacheKey(checkpoint="a" * 64, ffn_width=64, shard="b" * 64, context_length=32)
 LABELS = -np.linspace(0.0, 9.0, 50, dtype=np.float32)

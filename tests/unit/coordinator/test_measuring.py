@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from coordinator.measuring import FLOOR, floored
+from coordinator.scoring.measuring import FLOOR, floored
 from shared.ensemble import perplexity
 
 

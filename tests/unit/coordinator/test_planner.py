@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.planner import PlanError, classify, make_plan, rng_seed_of, seed_specs
-from coordinator.prepared import Prepared
 from coordinator.runfile import RunFile, load_run_file
+from coordinator.text.prepared import Prepared
 from protocol.blobs import BlobRef, ShardManifest
 from shared.sizing import train_flops
 

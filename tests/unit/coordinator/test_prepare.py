@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from coordinator.folders import RunFolders
-from coordinator.prepare import Prepared, PrepareError, prepare
 from coordinator.runfile import RunFile, load_run_file
-from coordinator.tokenizer import open_tokenizer
+from coordinator.text.prepare import Prepared, PrepareError, prepare
+from coordinator.text.tokenizer import open_tokenizer
 from protocol.blobs import ShardManifest
 from shared.blobstore import BlobStore
 from shared.shards import Shard

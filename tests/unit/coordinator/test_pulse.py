@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from coordinator.pulse import BEAT_SECONDS, Pulse, Stopped
+from coordinator.scoring.pulse import BEAT_SECONDS, Pulse, Stopped
 
 LOG = logging.getLogger("test.pulse")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.results import (
+from coordinator.scoring.results import (
     DomainScores,
     ShardScores,
     best_on_dev,

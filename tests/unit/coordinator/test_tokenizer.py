@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from coordinator.tokenizer import (
+from coordinator.text.tokenizer import (
     BOS,
     EOS,
     UNK,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.verification import (
+from coordinator.scoring.verification import (
     Accepted,
     Comparison,
     Inconclusive,

@@ -24,11 +24,11 @@ def root() -> Iterator[logging.Logger]:
 def test_a_line_holds_level_logger_and_message_and_lines_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "new" / "role.log"
     logs.configure(path=path)
-    logging.getLogger("coordinator.network").info("fetched %s", logs.facts(bytes=12))
+    logging.getLogger("coordinator.network.serve").info("fetched %s", logs.facts(bytes=12))
     logs.configure(path=path)
     logging.getLogger("worker").warning("again")
     first, second = path.read_text().splitlines()
-    assert first.endswith(" I coordinator.network: fetched bytes=12")
+    assert first.endswith(" I coordinator.network.serve: fetched bytes=12")
     assert second.endswith(" W worker: again")
 
 

@@ -4,10 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from coordinator import auth
-from coordinator.ledger import queries
-from coordinator.lifecycle import Assignment, Holder, Refused
-from coordinator.routes.context import (
+from coordinator.api import auth
+from coordinator.api.routes.context import (
     ApiContext,
     Context,
     Worker,
@@ -16,6 +14,8 @@ from coordinator.routes.context import (
     see,
     unwrap,
 )
+from coordinator.ledger import queries
+from coordinator.lifecycle import Assignment, Holder, Refused
 from protocol.ids import AssignmentId
 from protocol.messages import (
     Acknowledge,

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from coordinator import auth
+from coordinator.api import auth
+from coordinator.api.routes.context import Context, Worker, see, unwrap
 from coordinator.ledger import queries
-from coordinator.routes.context import Context, Worker, see, unwrap
 from protocol.messages import (
     Challenge,
     HeartbeatAnswer,

@@ -14,24 +14,11 @@ from safetensors import SafetensorError
 from sqlalchemy import Connection
 
 from coordinator import planner
-from coordinator.disposal import dispose
-from coordinator.evidence import (
-    MODEL_FILE,
-    AcceptedFiles,
-    Examiner,
-    checkpoint_at,
-    widths_of,
-)
-from coordinator.export import export_checkpoint
 from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.errors import LedgerError
-from coordinator.likelihood_cache import LikelihoodCache
-from coordinator.measuring import Measurer
 from coordinator.names import checkpoint_name
-from coordinator.prepared import Prepared
-from coordinator.pulse import Pulse, Stopped
-from coordinator.results import render_table, result_table, results_json
+from coordinator.network.disposal import dispose
 from coordinator.rounds import (
     Action,
     Classify,
@@ -43,8 +30,21 @@ from coordinator.rounds import (
     next_action,
 )
 from coordinator.runfile import RunFile
-from coordinator.scoring import Scoring, schemes_of
-from coordinator.verification import Decision, Rejected
+from coordinator.scoring.evidence import (
+    MODEL_FILE,
+    AcceptedFiles,
+    Examiner,
+    checkpoint_at,
+    widths_of,
+)
+from coordinator.scoring.export import export_checkpoint
+from coordinator.scoring.likelihood_cache import LikelihoodCache
+from coordinator.scoring.measuring import Measurer
+from coordinator.scoring.pulse import Pulse, Stopped
+from coordinator.scoring.results import render_table, result_table, results_json
+from coordinator.scoring.scores import Scoring, schemes_of
+from coordinator.scoring.verification import Decision, Rejected
+from coordinator.text.prepared import Prepared
 from protocol.messages import Phase
 from protocol.specs import ExpertSpec
 from shared.blobstore import BlobMissing, BlobStore

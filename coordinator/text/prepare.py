@@ -15,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from coordinator.documents import (
+from coordinator.folders import RunFolders
+from coordinator.runfile import GENERAL, RunFile
+from coordinator.sections import Recipe, SeedRecipe, Text
+from coordinator.text.documents import (
     Collection,
     Document,
     DocumentError,
     documents_of,
     split_documents,
 )
-from coordinator.folders import RunFolders
-from coordinator.prepared import Prepared, PreparedFile, PrepareError, read_prepared
-from coordinator.runfile import GENERAL, RunFile
-from coordinator.sections import Recipe, SeedRecipe, Text
-from coordinator.sources import read_source
-from coordinator.tokenizer import BOS, learn, open_tokenizer, read_model
+from coordinator.text.prepared import Prepared, PreparedFile, PrepareError, read_prepared
+from coordinator.text.sources import read_source
+from coordinator.text.tokenizer import BOS, learn, open_tokenizer, read_model
 from protocol.blobs import ShardManifest, Split
 from shared.blobstore import BlobStore
 from shared.files import write_atomic

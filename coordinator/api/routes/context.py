@@ -7,12 +7,12 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Header, Request
 from sqlalchemy import Connection
 
-from coordinator import auth
-from coordinator.errors import ApiError
+from coordinator.api import auth
+from coordinator.api.errors import ApiError
+from coordinator.api.settings import ApiSettings
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.queries import WorkerRow
 from coordinator.lifecycle import Refused
-from coordinator.settings import ApiSettings
 from coordinator.workload import WORKER_INTERVALS, Workload
 from protocol.digests import digest_value
 from protocol.messages import (

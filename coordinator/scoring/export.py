@@ -11,8 +11,8 @@ from pathlib import Path
 from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from coordinator.measuring import Checkpoint
-from coordinator.tokenizer import BOS, EOS, write_hf_tokenizer
+from coordinator.scoring.measuring import Checkpoint
+from coordinator.text.tokenizer import BOS, EOS, write_hf_tokenizer
 from shared.files import sync_folder
 from shared.model import load
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator.blob_app import create_blob_app
-from coordinator.collector import Collector
 from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
-from coordinator.prepared import Prepared
+from coordinator.network.blob_app import create_blob_app
+from coordinator.network.collector import Collector
 from coordinator.runfile import RunFile
 from coordinator.serving import listening
+from coordinator.text.prepared import Prepared
 from coordinator.urls import URL_SECRET_PURPOSE
 from protocol.blobs import BlobRef
 from protocol.certificates import SignedCertificate
@@ -163,7 +163,7 @@ class NetworkRole:
         with self.ledger.read() as connection:
             accepted = queries.accepted(connection).values()
         experts = [file.blob for row in accepted for file in row.manifest.files]
-        return [self.prepared.tokenizer, *shards, *experts]
+        return [*shards, *experts]
 
     async def _announce(self, refs: Iterable[BlobRef]) -> None:
         for ref in refs:

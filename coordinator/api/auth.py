@@ -2,14 +2,13 @@
 
 import hmac
 import secrets
-from importlib.metadata import version
 
 from sqlalchemy import Connection
 
-from coordinator.errors import ApiError
+from coordinator.api.errors import ApiError
+from coordinator.api.settings import ApiSettings
 from coordinator.ledger import queries
 from coordinator.ledger.queries import Registration, WorkerRow
-from coordinator.settings import ApiSettings
 from protocol import PROTOCOL_VERSION
 from protocol.certificates import SignedCertificate
 from protocol.digests import digest_bytes, digest_value
@@ -21,9 +20,9 @@ from protocol.messages import (
     RegistrationStatement,
 )
 from shared.identity import Identity, sign_certificate, verify
+from shared.version import SOFTWARE_VERSION
 
 NONCE_SECONDS = 60.0
-SOFTWARE_VERSION = version("hdee")
 
 
 def invite_token(identity: Identity) -> str:

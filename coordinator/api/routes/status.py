@@ -7,11 +7,10 @@ from fastapi import APIRouter
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator.auth import SOFTWARE_VERSION
-from coordinator.errors import ApiError
+from coordinator.api.errors import ApiError
+from coordinator.api.routes.context import ApiContext, Context, load_workload
 from coordinator.ledger import queries
 from coordinator.ledger.queries import ROLES
-from coordinator.routes.context import ApiContext, Context, load_workload
 from coordinator.scheduler import expected_end, make_schedule
 from coordinator.workload import Workload, candidates, deserted, unstarted
 from protocol import PROTOCOL_VERSION
@@ -26,6 +25,7 @@ from protocol.messages import (
     StatusView,
     WorkerView,
 )
+from shared.version import SOFTWARE_VERSION
 
 router = APIRouter(tags=["status"])
 

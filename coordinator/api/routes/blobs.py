@@ -6,9 +6,9 @@ from fastapi import APIRouter, Path
 from fastapi.responses import RedirectResponse
 from sqlalchemy import Connection
 
-from coordinator.errors import ApiError
+from coordinator.api.errors import ApiError
+from coordinator.api.routes.context import ApiContext, Context, Worker
 from coordinator.ledger import queries
-from coordinator.routes.context import ApiContext, Context, Worker
 from coordinator.urls import Purpose, sign_url
 from protocol.errors import ErrorCode
 from protocol.ids import Digest

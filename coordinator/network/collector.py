@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from coordinator.disposal import dispose
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.queries import CheckpointRow
+from coordinator.network.disposal import dispose
 from protocol.blobs import BlobRef
 from protocol.manifests import (
     MAX_MANIFEST_BYTES,

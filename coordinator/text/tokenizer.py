@@ -18,7 +18,7 @@ from tokenizers import AddedToken, decoders, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
-from coordinator.prepared import PrepareError
+from coordinator.text.prepared import PrepareError
 from shared.files import write_atomic
 
 UNK, BOS, EOS = 0, 1, 2

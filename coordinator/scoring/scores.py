@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from coordinator.evidence import checkpoint_at
 from coordinator.ledger import queries
-from coordinator.measuring import Checkpoint, Measurer, num_labels
 from coordinator.names import checkpoint_name
-from coordinator.prepared import Prepared
-from coordinator.pulse import Pulse
-from coordinator.results import DomainScores, Results, ShardScores, compute_results
 from coordinator.runfile import RunFile
+from coordinator.scoring.evidence import checkpoint_at
+from coordinator.scoring.measuring import Checkpoint, Measurer, num_labels
+from coordinator.scoring.pulse import Pulse
+from coordinator.scoring.results import DomainScores, Results, ShardScores, compute_results
+from coordinator.text.prepared import Prepared
 from protocol.blobs import ShardManifest
 from protocol.specs import ExpertSpec
 from shared.blobstore import BlobStore

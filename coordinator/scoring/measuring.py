@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from coordinator.likelihood_cache import ROUNDING, CacheKey, Labels, LikelihoodCache
-from coordinator.pulse import Task
+from coordinator.scoring.likelihood_cache import ROUNDING, CacheKey, Labels, LikelihoodCache
+from coordinator.scoring.pulse import Task
 from protocol.blobs import ShardManifest
 from protocol.specs import ModelShape
 from shared.blobstore import BlobStore

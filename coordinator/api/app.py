@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator.auth import SOFTWARE_VERSION
-from coordinator.errors import BodyLimit, install_error_handlers
+from coordinator.api.errors import BodyLimit, install_error_handlers
+from coordinator.api.routes import assignments, blobs, leasing, status, workers
+from coordinator.api.routes.context import ApiContext
+from coordinator.api.settings import ApiSettings
 from coordinator.ledger import Ledger, queries
-from coordinator.routes import assignments, blobs, leasing, status, workers
-from coordinator.routes.context import ApiContext
-from coordinator.settings import ApiSettings
 from shared.identity import Identity
+from shared.version import SOFTWARE_VERSION
 
 __all__ = ["ApiSettings", "create_app", "tick"]
 

@@ -6,9 +6,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordinator.packages import MAX_MEMBER_BYTES, fetch_package, read_members
-from coordinator.prepared import PrepareError
 from coordinator.sections import AnySource, PackageSource, PathSource
+from coordinator.text.packages import MAX_MEMBER_BYTES, fetch_package, read_members
+from coordinator.text.prepared import PrepareError
 
 MAX_FILES = 1_000_000
 

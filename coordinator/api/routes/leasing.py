@@ -3,11 +3,8 @@
 from fastapi import APIRouter
 from sqlalchemy import Connection
 
-from coordinator.errors import ApiError
-from coordinator.ledger import queries
-from coordinator.ledger.queries import AssignmentRow, Attempt, OfferTerms, WorkerRow
-from coordinator.lifecycle import LEASE_INTERVALS, MAX_UNCOLLECTED, Assignment, Refused
-from coordinator.routes.context import (
+from coordinator.api.errors import ApiError
+from coordinator.api.routes.context import (
     ApiContext,
     Context,
     Worker,
@@ -17,6 +14,9 @@ from coordinator.routes.context import (
     see,
     unwrap,
 )
+from coordinator.ledger import queries
+from coordinator.ledger.queries import AssignmentRow, Attempt, OfferTerms, WorkerRow
+from coordinator.lifecycle import LEASE_INTERVALS, MAX_UNCOLLECTED, Assignment, Refused
 from coordinator.scheduler import NoWork, choose
 from coordinator.workload import candidates, counts, offerable, retry_seconds
 from protocol.assignments import AssignmentState

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.ledger.results import AcceptedRow, SubmissionRow
-from coordinator.measuring import Checkpoint, Measurer, num_labels
 from coordinator.names import checkpoint_name
-from coordinator.prepared import Prepared
-from coordinator.pulse import Pulse, Task
-from coordinator.verification import (
+from coordinator.scoring.measuring import Checkpoint, Measurer, num_labels
+from coordinator.scoring.pulse import Pulse, Task
+from coordinator.scoring.verification import (
     Comparison,
     Decision,
     Rejected,
@@ -22,6 +21,7 @@ from coordinator.verification import (
     find_changed_frozen,
     find_copy,
 )
+from coordinator.text.prepared import Prepared
 from protocol.blobs import ShardManifest
 from protocol.manifests import CheckpointManifest, FileName
 from protocol.specs import ExpertSpec, ModelShape

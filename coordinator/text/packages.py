@@ -21,8 +21,8 @@ from typing import IO
 
 from typing_extensions import override
 
-from coordinator.prepared import PrepareError
 from coordinator.sections import PackageSource
+from coordinator.text.prepared import PrepareError
 
 FETCH_SECONDS = 600
 MAX_MEMBER_BYTES = 64 * 1024**2

@@ -9,7 +9,7 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
-from coordinator.prepared import PrepareError
+from coordinator.text.prepared import PrepareError
 from protocol.blobs import Split
 
 TEST_FRACTION, GATE_FRACTION, DEV_FRACTION = 0.08, 0.06, 0.06

@@ -1,0 +1,1 @@
+"""The api role: REST over the ledger. Neither torch nor hivemind."""

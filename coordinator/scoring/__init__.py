@@ -1,0 +1,1 @@
+"""The scorer role: verification, ensembles, results, exported experts. Torch, no network."""

@@ -1,0 +1,1 @@
+"""From text sources to the run's tokenizer and shards."""

@@ -1,0 +1,5 @@
+"""The version of this software, as installed."""
+
+from importlib.metadata import version
+
+SOFTWARE_VERSION = version("hdee")
