@@ -99,8 +99,8 @@ def find_obstacle(work: Work, candidate: Candidate) -> Obstacle | None:
     ran_out = (work.ran_out or {}).get(candidate.worker)
     if ran_out is not None and offered.free_memory_bytes <= ran_out:
         return Obstacle(
-            f"it ran out of memory here with {_gigabytes(ran_out)}, "
-            f"you have {_gigabytes(offered.free_memory_bytes)}",
+            f"it ran out of memory here with {_bytes(ran_out)}, "
+            f"you have {_bytes(offered.free_memory_bytes)}",
             0.0,
         )
     return None
@@ -205,21 +205,21 @@ def _why(slot: Slot, me: Candidate, now: float) -> str:
         else f"next best worker {slot.runner_up - now:.0f} s"
     )
     return (
-        f"{slot.work.words}: needs {_gigabytes(needed)}, you offer "
-        f"{_gigabytes(me.capability.free_memory_bytes)}; you finish it soonest "
+        f"{slot.work.words}: needs {_bytes(needed)}, you offer "
+        f"{_bytes(me.capability.free_memory_bytes)}; you finish it soonest "
         f"({slot.finish - now:.0f} s; {other})"
     )
 
 
 def _lack(what: str, needed: int, held: int) -> Obstacle:
     return Obstacle(
-        f"needs {_gigabytes(needed)} free {what}, you have {_gigabytes(held)}",
+        f"needs {_bytes(needed)} free {what}, you have {_bytes(held)}",
         (needed - held) / max(held, 1),
     )
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _short(worker: str) -> str:

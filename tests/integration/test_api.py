@@ -528,7 +528,7 @@ async def test_what_does_not_fit_is_refused_with_the_figures(api, make, voluntee
     await small.register()
     answer = await small.lease()
     assert answer.offer is None
-    assert "you have 0.10 GB" in answer.reason
+    assert "you have 100 MB" in answer.reason
 
 
 async def test_an_expert_is_not_offered_before_its_parent_is_accepted(api, make, anna, bert):

@@ -172,7 +172,7 @@ def test_a_slow_worker_takes_what_the_busy_one_would_end_later():
     answer = choose([work("python", flops=4e10)], [worker("slow"), busy], asking="slow", now=0.0)
     assert answer == Choice(
         "python",
-        "python expert: needs 0.50 GB, you offer 1.00 GB; you finish it soonest "
+        "python expert: needs 500 MB, you offer 1.00 GB; you finish it soonest "
         "(400 s; next best worker 1040 s)",
     )
 

@@ -14,6 +14,6 @@ def test_a_computing_child_gets_our_environment_its_threads_and_gives_waiting_co
     monkeypatch.setenv("HDEE_TEST", "kept")
     environment = compute_environment(3)
     assert environment["OMP_NUM_THREADS"] == "3"
-    assert environment["OMP_WAIT_POLICY"] == "passive"
+    assert environment["GOMP_SPINCOUNT"] == "2000"
     assert environment["HDEE_TEST"] == "kept"
     assert os.environ["OMP_NUM_THREADS"] == "64"
