@@ -22,7 +22,7 @@ from coordinator.ledger.errors import LedgerError
 from coordinator.roles import RoleContext
 from coordinator.runfile import RunFile, RunFileError, load_run_file
 from coordinator.scoring.results import render_table
-from coordinator.serving import ServeError, check_addresses, check_keys
+from coordinator.serving import ServeError, check_addresses, check_keys, invite_of
 from coordinator.status import render_status
 from coordinator.supervisor import RoleKeepsDying, Supervisor
 from coordinator.text.prepared import PrepareError
@@ -76,11 +76,14 @@ def check(run_file: RunPath, format: Format = "text") -> None:
         "domains": sorted(run.domains),
         "schemes": list(run.plan.schemes),
         "prepared": folders.prepared.exists(),
+        "invite": invite_of(run, folders),
     }
     if format == "json":
         print(json.dumps(facts))
     else:
         print(f"{run_file} is right: run {run.run.name}, domains {', '.join(sorted(run.domains))}")
+        if facts["invite"]:
+            print(f"volunteers join with --invite {facts['invite']}")
 
 
 @app.command()

@@ -4,8 +4,11 @@ import ipaddress
 import socket
 from pathlib import Path
 
+from coordinator.api.auth import invite_token
 from coordinator.folders import RunFolders
+from coordinator.runfile import RunFile
 from coordinator.sections import Listen
+from shared.identity import Identity
 
 
 class ServeError(ValueError):
@@ -44,6 +47,13 @@ def check_addresses(
             "way; give --tls-cert and --tls-key, put a TLS proxy in front of a loopback address, "
             "or say --insecure on a private network"
         )
+
+
+def invite_of(run: RunFile, folders: RunFolders) -> str | None:
+    """What volunteers show where enrolment is by invite; None where it is open."""
+    if run.enrolment == "open":
+        return None
+    return invite_token(Identity.load(folders.coordinator_key))
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -5,9 +5,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from protocol.ids import AssignmentId, WorkerId
-from protocol.values import Amount, Positive, Value
-
 
 class AssignmentState(StrEnum):
     """Where a piece of work stands."""
@@ -65,15 +62,3 @@ TRANSITIONS: dict[tuple[AssignmentState, AssignmentEvent], AssignmentState] = {
     },
 }
 """(state, event) to the next state; a pair that is missing here is refused."""
-
-
-class Lease(Value):
-    """The right to an assignment until `expires_at` (seconds, the coordinator's clock).
-
-    `fencing` grows by one with every offer of the assignment: a late holder has an old one.
-    """
-
-    assignment: AssignmentId
-    worker: WorkerId
-    fencing: Positive
-    expires_at: Amount

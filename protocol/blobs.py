@@ -9,8 +9,6 @@ from protocol.ids import Digest, DomainId
 from protocol.values import Count, Positive, Value
 
 Split = Literal["train", "dev", "gate", "test"]
-Visibility = Literal["public", "lease", "sealed"]
-"""public: anyone; lease: the coordinator and the lease's holder; sealed: the scorer alone."""
 
 MAX_PIECES = 65_536
 MAX_BLOB_BYTES = MAX_PIECES * PIECE_BYTES

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protocol.specs import ModelShape
+from protocol.specs import ModelShape, Trains
 
 MAX_HEADER_BYTES = 1024 * 1024
 _MAX_DIMENSIONS = 8
@@ -243,3 +243,18 @@ def _size(dtype: str, shape: tuple[int, ...]) -> int:
 
 def _short(value: object) -> str:
     return repr(value)[:80]
+
+
+_TRAINED: dict[Trains, tuple[str, ...]] = {
+    "all": ("",),
+    "ffn": (".mlp.",),
+    "ffn_embeddings": (".mlp.", "embed_tokens.", "lm_head."),
+}
+
+
+def is_trained(trains: Trains, name: str) -> bool:
+    """Whether an expert that `trains` these may change the tensor called `name`.
+
+    The trainer freezes by this rule and the coordinator verifies by it.
+    """
+    return any(part in name for part in _TRAINED[trains])

@@ -27,6 +27,7 @@ from shared.swarm.peer import Peer, SwarmUnavailable
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+BEAT_SECONDS = 2.0
 CERTIFICATE_SECONDS = 3600
 PEER_RETRY_SECONDS = 5.0
 
@@ -174,11 +175,14 @@ class NetworkRole:
                 self._announced.add(ref.digest)
 
     async def _collect(self, stop: asyncio.Event) -> None:
+        beaten = 0.0
         while not stop.is_set():
             try:
                 await self.collector.collect()
-                with self.ledger.begin() as connection:
-                    queries.beat_role(connection, "network", now())
+                if now() - beaten > BEAT_SECONDS:
+                    beaten = now()
+                    with self.ledger.begin() as connection:
+                        queries.beat_role(connection, "network", beaten)
             except (SQLAlchemyError, OSError):
                 log.exception("the ledger or the store could not be written; trying again")
             await _pause(stop, POLL_SECONDS)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from protocol.specs import Trains
 from shared.ensemble import paired_interval
+from shared.tensorfiles import is_trained
 
 CONFIDENCE = 0.99
 NUM_RESAMPLES = 2000
@@ -116,14 +117,6 @@ def find_copy(candidate: Collection[str], known: Mapping[str, str]) -> Rejected 
     return None
 
 
-def is_frozen(name: str, trains: Trains) -> bool:
-    """Whether an expert that `trains` these must leave the tensor `name` as its parent's."""
-    if trains == "all":
-        return False
-    lexical = name in ("model.embed_tokens.weight", "lm_head.weight")
-    return not (".mlp." in name or (lexical and trains == "ffn_embeddings"))
-
-
 def find_changed_frozen(
     candidate: Mapping[str, NDArray[np.generic]],
     parent: Mapping[str, NDArray[np.generic]],
@@ -135,7 +128,7 @@ def find_changed_frozen(
     of the other sign counts as a change. Mixing experts into one model depends on this.
     """
     for name in sorted(parent):
-        if not is_frozen(name, trains):
+        if is_trained(trains, name):
             continue
         if candidate[name].tobytes() != parent[name].tobytes():
             return Rejected("changed a tensor that its spec freezes", f"{name} was changed")

@@ -20,17 +20,12 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from protocol.specs import ExpertSpec, Trains, TrainSpec
+from protocol.specs import ExpertSpec, TrainSpec
 from shared.shards import raw_draws
+from shared.tensorfiles import is_trained
 
 _WIDTH = 2
 """Purpose of the draws of nested widths; 1 orders the shard's windows."""
-
-_TRAINED: dict[Trains, tuple[str, ...]] = {
-    "all": ("",),
-    "ffn": (".mlp.",),
-    "ffn_embeddings": (".mlp.", "embed_tokens.", "lm_head."),
-}
 
 
 def learning_rate(train: TrainSpec, update: int) -> float:
@@ -51,11 +46,6 @@ def drawn_width(spec: ExpertSpec, step: int) -> int:
     if not widths:
         return spec.shape.ffn_width
     return widths[int(raw_draws(spec.train.rng_seed, _WIDTH, step, 1)[0]) % len(widths)]
-
-
-def is_trained(trains: Trains, name: str) -> bool:
-    """Whether the weight called `name` may change."""
-    return any(part in name for part in _TRAINED[trains])
 
 
 @dataclass(frozen=True)

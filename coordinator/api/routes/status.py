@@ -55,7 +55,9 @@ def status(context: Context) -> StatusView:
     now = context.now()
     with context.ledger.read() as connection:
         found = queries.get_run(connection)
-        states = Counter(row.state for row in queries.all_assignments(connection))
+        rows = queries.all_assignments(connection)
+        states = Counter(row.state for row in rows)
+        experts = Counter(row.state for row in rows if row.spec.kind == "expert")
         workers = queries.worker_views(
             connection, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
         )
@@ -68,8 +70,8 @@ def status(context: Context) -> StatusView:
             round=found.round,
             assignments={state.value: number for state, number in states.items()},
             workers=dict(Counter(worker.state for worker in workers)),
-            experts_accepted=states[AssignmentState.ACCEPTED],
-            experts_planned=states.total() - states[AssignmentState.CANCELLED],
+            experts_accepted=experts[AssignmentState.ACCEPTED],
+            experts_planned=experts.total() - experts[AssignmentState.CANCELLED],
             eta_seconds=_eta_seconds(load, context, now),
             results=queries.newest_results(connection),
             software_version=SOFTWARE_VERSION,

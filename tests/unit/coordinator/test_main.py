@@ -145,3 +145,16 @@ def test_score_prints_the_table_or_json_and_ends_with_1_before_there_is_one(
     assert "7.25" in out
     code, out, _ = call("score", run_file, "--format", "json")
     assert json.loads(out)["more"] == 1
+
+
+def test_check_tells_the_invite_of_a_closed_run_and_none_of_an_open_one(
+    call: Call, run_file: Path
+) -> None:
+    _, out, _ = call("check", run_file, "--format", "json")
+    assert json.loads(out)["invite"] is None
+    run_file.write_text(run_file.read_text().replace('enrolment = "open"', 'enrolment = "invite"'))
+    _, out, _ = call("check", run_file, "--format", "json")
+    invite = json.loads(out)["invite"]
+    code, shown, _ = call("check", run_file)
+    assert code == 0
+    assert f"--invite {invite}" in shown

@@ -13,8 +13,8 @@ from coordinator.scoring.verification import (
     decide,
     find_changed_frozen,
     find_copy,
-    is_frozen,
 )
+from shared.tensorfiles import is_trained
 
 
 def comparison(difference, *, spread=0.05, num_documents=40, width=64, against="its parent"):
@@ -113,7 +113,7 @@ TENSORS = {
     ],
 )
 def test_only_what_the_spec_trains_may_change(trains, free):
-    assert {name for name in TENSORS if not is_frozen(name, trains)} == free
+    assert {name for name in TENSORS if is_trained(trains, name)} == free
     for name in TENSORS:
         changed = {**TENSORS, name: TENSORS[name] + np.float32(1e-7)}
         decision = find_changed_frozen(changed, TENSORS, trains)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from protocol.specs import ExpertSpec, TrainSpec
 from shared import model as models
-from worker.trainer.optim import Optimizer, drawn_width, is_trained, learning_rate
+from shared.tensorfiles import is_trained
+from worker.trainer.optim import Optimizer, drawn_width, learning_rate
 
 torch.set_num_threads(1)
 
