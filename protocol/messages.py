@@ -308,23 +308,39 @@ class ResultTable(Value):
     rows: Items[TableRow]
 
 
+class PerplexityView(Value):
+    """How well a checkpoint predicts a domain's dev text; test text is for the results alone."""
+
+    checkpoint: Label
+    domain: DomainId
+    perplexity: Amount
+    bits_per_byte: Amount
+    age_seconds: Amount
+
+
 class StatusView(Value):
-    """GET /v1/status: the whole run at a glance. Needs no token."""
+    """GET /v1/status: the whole run at a glance. Needs no token.
+
+    `perplexities` are the newest ones on dev text, newest first. `roles` maps a role to the age in
+    seconds of its last sign of life.
+    """
 
     run: RunId
     coordinator: PeerId
     phase: Phase
     phase_reason: Text
+    phase_age_seconds: Amount
     round: Count
     assignments: dict[str, int]
     workers: dict[str, int]
     experts_accepted: Count
     experts_planned: Count
     eta_seconds: Amount | None
+    perplexities: Items[PerplexityView]
     results: ResultTable | None
+    results_age_seconds: Amount | None
     software_version: Version
     protocol_version: Positive
     server_time: Amount
     uptime_seconds: Amount
     roles: dict[str, Amount]
-    """Role to the age in seconds of its last sign of life."""

@@ -63,6 +63,7 @@ from coordinator.ledger.results import (
     record_evaluation,
     record_results,
     record_verification,
+    results_recorded_at,
     snapshot,
 )
 from coordinator.ledger.run import (
@@ -73,6 +74,7 @@ from coordinator.ledger.run import (
     create_run,
     find_run,
     get_run,
+    phase_since,
     role_beats,
     set_network,
     set_phase,
@@ -82,6 +84,7 @@ from coordinator.ledger.views import (
     domain_views,
     expert_views,
     is_online,
+    perplexity_views,
     worker_views,
 )
 from coordinator.ledger.visibility import may_read, may_upload
@@ -165,6 +168,8 @@ __all__ = [
     "newest_attempts",
     "newest_results",
     "offer_assignment",
+    "perplexity_views",
+    "phase_since",
     "ran_out_of_memory",
     "read_entries",
     "record_evaluation",
@@ -173,6 +178,7 @@ __all__ = [
     "register_worker",
     "release_lease",
     "renew_lease",
+    "results_recorded_at",
     "resume_manifest",
     "role_beats",
     "see_worker",

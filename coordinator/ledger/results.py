@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, func, select
 
 from coordinator import lifecycle
 from coordinator.ledger.assignments import (
@@ -59,6 +59,7 @@ class EvaluationRow:
     mean_log_likelihood: float
     perplexity: float
     bits_per_byte: float
+    recorded_at: float
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,12 @@ def all_evaluations(connection: Connection) -> tuple[EvaluationRow, ...]:
     query = select(evaluations).order_by(evaluations.c.spec, evaluations.c.shard)
     return tuple(
         EvaluationRow(
-            row.spec, row.shard, row.mean_log_likelihood, row.perplexity, row.bits_per_byte
+            spec_digest=row.spec,
+            shard_digest=row.shard,
+            mean_log_likelihood=row.mean_log_likelihood,
+            perplexity=row.perplexity,
+            bits_per_byte=row.bits_per_byte,
+            recorded_at=row.recorded_at,
         )
         for row in connection.execute(query)
     )
@@ -235,6 +241,12 @@ def newest_results(connection: Connection) -> ResultTable | None:
         select(results.c.body).order_by(results.c.number.desc()).limit(1)
     ).scalar()
     return None if body is None else ResultTable.model_validate_json(body)
+
+
+def results_recorded_at(connection: Connection) -> float | None:
+    """When the newest result table was recorded; None before the first."""
+    moment: float | None = connection.execute(select(func.max(results.c.recorded_at))).scalar()
+    return moment
 
 
 def snapshot(connection: Connection) -> RunSnapshot:

@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from coordinator.ledger.entries import append
 from coordinator.ledger.errors import LedgerError
-from coordinator.ledger.tables import roles
+from coordinator.ledger.tables import entries, roles
 from coordinator.ledger.tables import run as _run
 from protocol.messages import Phase
 
@@ -41,7 +41,7 @@ def create_run(connection: Connection, *, run: str, coordinator: str, now: float
                 coordinator=coordinator,
                 phase="preparing",
                 phase_reason="",
-                round=0,
+                round=1,
                 maddrs="[]",
                 created_at=now,
             )
@@ -77,6 +77,13 @@ def get_run(connection: Connection) -> RunRow:
     if found is None:
         raise LedgerError("ledger: holds no run, expected create_run first")
     return found
+
+
+def phase_since(connection: Connection) -> float:
+    """When the run entered its phase."""
+    query = select(func.max(entries.c.at)).where(entries.c.kind == "phase")
+    moment: float | None = connection.execute(query).scalar()
+    return get_run(connection).created_at if moment is None else moment
 
 
 def set_phase(connection: Connection, phase: Phase, reason: str, now: float) -> None:

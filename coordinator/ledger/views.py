@@ -7,10 +7,19 @@ from sqlalchemy import Connection
 from coordinator.ledger.assignments import all_assignments, live_attempts, newest_attempts
 from coordinator.ledger.checkpoints import durable_steps
 from coordinator.ledger.domains import DomainRow, all_domains
-from coordinator.ledger.results import accepted
+from coordinator.ledger.results import accepted, all_evaluations
 from coordinator.ledger.workers import WorkerRow, all_workers
 from coordinator.lifecycle import LEASE_INTERVALS
-from protocol.messages import AssignmentView, DomainView, ExpertView, WorkerView
+from coordinator.names import checkpoint_name
+from protocol.messages import (
+    AssignmentView,
+    DomainView,
+    ExpertView,
+    PerplexityView,
+    WorkerView,
+)
+
+NEWEST_PERPLEXITIES = 24
 
 
 def is_online(worker: WorkerRow, *, now: float, heartbeat_seconds: float) -> bool:
@@ -78,6 +87,28 @@ def assignment_views(connection: Connection, *, now: float) -> list[AssignmentVi
             )
         )
     return views
+
+
+def perplexity_views(connection: Connection, *, now: float) -> tuple[PerplexityView, ...]:
+    """The newest evaluations on dev text, newest first."""
+    names = {row.spec.digest: checkpoint_name(row.spec) for row in all_assignments(connection)}
+    domains = {
+        row.shards["dev"].blob.digest: row.domain
+        for row in all_domains(connection)
+        if "dev" in row.shards
+    }
+    rows = [row for row in all_evaluations(connection) if row.shard_digest in domains]
+    newest = sorted(rows, key=lambda row: row.recorded_at, reverse=True)[:NEWEST_PERPLEXITIES]
+    return tuple(
+        PerplexityView(
+            checkpoint=names[row.spec_digest],
+            domain=domains[row.shard_digest],
+            perplexity=row.perplexity,
+            bits_per_byte=row.bits_per_byte,
+            age_seconds=max(0.0, now - row.recorded_at),
+        )
+        for row in newest
+    )
 
 
 def domain_views(connection: Connection) -> list[DomainView]:

@@ -635,6 +635,16 @@ async def test_the_public_views_show_the_run(api, make, anna, bert):
     with api.ledger.begin() as connection:
         queries.record_results(connection, table, api.clock())
         queries.set_domain_class(connection, "python", "easy", 12.5)
+        for split, perplexity in (("dev", 12.5), ("test", 99.0)):
+            queries.record_evaluation(
+                connection,
+                spec_digest=seed.digest,
+                shard_digest=make.shard("python", split).blob.digest,
+                mean_log_likelihood=-2.5,
+                perplexity=perplexity,
+                bits_per_byte=1.5,
+                now=api.clock(),
+            )
         queries.set_phase(connection, "scoring", "all accepted", api.clock())
     anna.token = bert.token = None
     info = RunInfo.model_validate_json((await anna.send("GET", "/v1/run")).content)
@@ -643,6 +653,10 @@ async def test_the_public_views_show_the_run(api, make, anna, bert):
     assert (view.phase, view.experts_accepted, view.experts_planned) == ("scoring", 0, 1)
     assert view.assignments == {"accepted": 1, "running": 1}
     assert view.workers == {"idle": 1, "working": 1}
+    assert (view.phase_age_seconds, view.results_age_seconds, view.round) == (0.0, 0.0, 1)
+    assert [(row.checkpoint, row.domain, row.perplexity) for row in view.perplexities] == [
+        (f"seed-ffn64-{seed.digest[:8]}", "python", 12.5)
+    ]
     assert view.results == table
     assert view.eta_seconds is not None
     assert (await anna.send("GET", "/v1/results")).json()["columns"] == ["seed"]

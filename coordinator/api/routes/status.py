@@ -62,18 +62,22 @@ def status(context: Context) -> StatusView:
             connection, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
         )
         load = load_workload(connection, context, now)
+        measured_at = queries.results_recorded_at(connection)
         return StatusView(
             run=found.run,
             coordinator=context.identity.peer_id,
             phase=found.phase,
             phase_reason=(deserted(load) or found.phase_reason)[:500],
+            phase_age_seconds=max(0.0, now - queries.phase_since(connection)),
             round=found.round,
             assignments={state.value: number for state, number in states.items()},
             workers=dict(Counter(worker.state for worker in workers)),
             experts_accepted=experts[AssignmentState.ACCEPTED],
             experts_planned=experts.total() - experts[AssignmentState.CANCELLED],
             eta_seconds=_eta_seconds(load, context, now),
+            perplexities=queries.perplexity_views(connection, now=now),
             results=queries.newest_results(connection),
+            results_age_seconds=None if measured_at is None else max(0.0, now - measured_at),
             software_version=SOFTWARE_VERSION,
             protocol_version=PROTOCOL_VERSION,
             server_time=now,

@@ -8,13 +8,16 @@ VIEW = StatusView(
     coordinator="12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp",
     phase="training",
     phase_reason="",
+    phase_age_seconds=5.0,
     round=1,
     assignments={"open": 2, "running": 1, "accepted": 0},
     workers={},
     experts_accepted=1,
     experts_planned=4,
     eta_seconds=63.4,
+    perplexities=(),
     results=None,
+    results_age_seconds=None,
     software_version="0.1.0",
     protocol_version=1,
     server_time=1.0,
@@ -25,7 +28,7 @@ VIEW = StatusView(
 
 def test_the_status_names_phase_counts_eta_and_the_age_of_each_role() -> None:
     lines = render_status(VIEW).splitlines()
-    assert lines[0] == "run tiny: training"
+    assert lines[0] == "run tiny: training for 5 s"
     assert lines[1].split(maxsplit=1) == ["experts", "1 of 4 accepted, ETA 63 s"]
     assert lines[2].split(maxsplit=1) == ["assignments", "2 open, 1 running"]
     assert lines[3].split() == ["workers", "none"]
@@ -38,7 +41,7 @@ def test_a_reason_stands_beside_its_phase_and_an_unknown_end_is_called_so() -> N
         update={"phase": "stalled", "phase_reason": "nobody fits", "eta_seconds": None}
     )
     text = render_status(view)
-    assert text.startswith("run tiny: stalled (nobody fits)\n")
+    assert text.startswith("run tiny: stalled for 5 s (nobody fits)\n")
     assert "ETA unknown" in text
 
 
