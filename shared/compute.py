@@ -6,9 +6,8 @@ import os
 def compute_environment(num_threads: int) -> dict[str, str]:
     """This process's environment, for a child that computes on `num_threads` CPU threads.
 
-    Threads that wait spin for a moment only, then give their core away. With the default, where
-    they spin on, two threads on two cores that other processes kept busy trained at 266 tokens/s;
-    so, at 3,458. On idle cores both made 5,400 to 7,500.
+    Threads that wait spin for a moment only, then give their core away: a volunteer's cores are
+    shared. DECISIONS.md has the figures.
     """
     return {
         **os.environ,
