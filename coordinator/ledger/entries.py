@@ -1,46 +1,78 @@
-"""The append-only, hash-chained record of decisions.
+"""The append-only, hash-chained record of decisions: a redo log of the state tables.
 
-Each entry holds the digest of the one before it. A changed, removed or inserted entry breaks the
-chain from there on; entries cut off at the end are not noticed by the chain alone.
+An entry names the decision, its facts, and the rows that it wrote. `record` writes both together,
+so replaying the entries in order gives the state tables again. Each entry holds the digest of the
+one before it: a changed, removed or inserted entry breaks the chain from there on. Entries cut off
+at the end are not noticed by the chain alone; a receipt that names a later entry proves it.
 """
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Table, and_, select, update
 
-from coordinator.ledger.tables import entries
+from coordinator.ledger.errors import LedgerError
+from coordinator.ledger.tables import STATE_TABLES, entries
 from protocol.digests import canonical_bytes, digest_bytes
 
 EntryKind = Literal[
-    "register",
-    "plan",
+    "run",
     "phase",
+    "pause",
+    "resume",
+    "shard",
+    "classify",
+    "plan",
+    "register",
     "offer",
     "acknowledge",
+    "announce",
     "durable",
+    "supersede",
     "submit",
     "spare",
     "accept",
     "reject",
     "release",
     "expire",
+    "fail",
+    "cancel",
+    "retry",
+    "ban",
+    "unban",
+    "drain",
+    "undrain",
+    "evaluate",
     "results",
 ]
 
 FIRST_PREVIOUS = "0" * 64
 """What the first entry holds in the place of a digest."""
 
+_BATCH = 2000
+_TABLES = {table.name: table for table in STATE_TABLES}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an entry writes into one row of a state table: a `new` row, or columns of one by key."""
+
+    table: str
+    values: Mapping[str, Any]
+    new: bool = False
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One decision: its number from 1, its time, its kind and its facts."""
+    """One decision: its number from 1, its time, its kind, its facts, and the rows it wrote."""
 
     number: int
     at: float
     kind: str
-    facts: dict[str, Any]
+    facts: Mapping[str, Any]
+    rows: tuple[Row, ...]
     previous: str
     digest: str
 
@@ -53,31 +85,65 @@ class BrokenEntry:
     reason: str
 
 
-def append(connection: Connection, kind: EntryKind, *, facts: dict[str, Any], now: float) -> Entry:
-    """Add the next entry. `facts` hold JSON values only; ValueError for NaN and infinities."""
-    last = connection.execute(
-        select(entries.c.number, entries.c.digest).order_by(entries.c.number.desc()).limit(1)
-    ).one_or_none()
-    number, previous = (last.number + 1, last.digest) if last else (1, FIRST_PREVIOUS)
-    entry = Entry(
-        number=number,
-        at=float(now),
-        kind=kind,
-        facts=facts,
-        previous=previous,
-        digest=_digest(number, float(now), kind, facts, previous),
-    )
+def added(table: Table, **values: Any) -> Row:
+    """A new row."""
+    return Row(table.name, values, new=True)
+
+
+def changed(table: Table, **values: Any) -> Row:
+    """Other values for some columns of the row whose key is among `values`."""
+    return Row(table.name, values)
+
+
+def record(
+    connection: Connection,
+    kind: EntryKind,
+    *rows: Row,
+    facts: Mapping[str, Any] | None = None,
+    now: float,
+) -> int:
+    """Write the rows and the entry that holds them; returns its number.
+
+    Values are JSON values; ValueError for NaN and infinities. Raises LedgerError when a row to be
+    changed is not there.
+    """
+    number, previous = _tail(connection)
+    body = _body(facts or {}, rows)
+    at = float(now)
     connection.execute(
-        entries.insert().values(
-            number=number,
-            at=entry.at,
-            kind=kind,
-            facts=canonical_bytes(facts).decode(),
-            previous=previous,
-            digest=entry.digest,
-        )
+        entries.insert(),
+        {
+            "number": number,
+            "at": at,
+            "kind": kind,
+            "body": body,
+            "previous": previous,
+            "digest": _digest(number, at, kind, body, previous),
+        },
     )
-    return entry
+    for row in rows:
+        write_row(connection, row)
+    return number
+
+
+def next_number(connection: Connection) -> int:
+    """The number that the next entry of this transaction gets."""
+    return _tail(connection)[0]
+
+
+def write_row(connection: Connection, row: Row) -> None:
+    """Write one row of an entry. Raises LedgerError for an unknown table or a missing row."""
+    table = _TABLES.get(row.table)
+    if table is None:
+        raise LedgerError(f"entry: table {row.table!r}, expected one of {sorted(_TABLES)}")
+    if row.new:
+        connection.execute(table.insert(), dict(row.values))
+        return
+    key = {column.name: row.values[column.name] for column in table.primary_key}
+    others = {name: value for name, value in row.values.items() if name not in key}
+    matches = and_(*(table.c[name] == value for name, value in key.items()))
+    if connection.execute(update(table).where(matches).values(**others)).rowcount != 1:
+        raise LedgerError(f"{row.table} {key}: there is no such row to change")
 
 
 def read_entries(connection: Connection, *, after: int = 0, limit: int = 1000) -> list[Entry]:
@@ -85,30 +151,62 @@ def read_entries(connection: Connection, *, after: int = 0, limit: int = 1000) -
     rows = connection.execute(
         select(entries).where(entries.c.number > after).order_by(entries.c.number).limit(limit)
     )
-    return [
-        Entry(row.number, row.at, row.kind, json.loads(row.facts), row.previous, row.digest)
-        for row in rows
-    ]
+    return [_entry(row, json.loads(row.body)) for row in rows]
+
+
+def all_entries(connection: Connection) -> Iterator[Entry]:
+    """Every entry in order, read some at a time."""
+    last = 0
+    while batch := read_entries(connection, after=last, limit=_BATCH):
+        yield from batch
+        last = batch[-1].number
 
 
 def verify_chain(connection: Connection) -> BrokenEntry | None:
     """Recompute every digest. None when the whole chain holds, else the first broken entry."""
     previous, expected = FIRST_PREVIOUS, 1
-    for row in connection.execute(select(entries).order_by(entries.c.number)):
+    query = select(entries).order_by(entries.c.number).execution_options(yield_per=_BATCH)
+    for row in connection.execute(query):
         if row.number != expected:
             return BrokenEntry(expected, f"missing: the next one is {row.number}")
         if row.previous != previous:
             return BrokenEntry(row.number, "does not name the digest of the entry before it")
-        try:
-            facts = json.loads(row.facts)
-        except ValueError:
-            return BrokenEntry(row.number, "its facts are not JSON")
-        if _digest(row.number, row.at, row.kind, facts, row.previous) != row.digest:
+        if _digest(row.number, row.at, row.kind, row.body, row.previous) != row.digest:
             return BrokenEntry(row.number, "its content does not give its digest")
+        try:
+            _entry(row, json.loads(row.body))
+        except (ValueError, LookupError, TypeError):
+            return BrokenEntry(row.number, "its body is not facts and rows as JSON")
         previous, expected = row.digest, row.number + 1
     return None
 
 
-def _digest(number: int, at: float, kind: str, facts: dict[str, Any], previous: str) -> str:
-    body = {"number": number, "at": at, "kind": kind, "facts": facts, "previous": previous}
-    return digest_bytes(canonical_bytes(body))
+def _tail(connection: Connection) -> tuple[int, str]:
+    query = select(entries.c.number, entries.c.digest).order_by(entries.c.number.desc()).limit(1)
+    last = connection.execute(query).one_or_none()
+    return (last.number + 1, last.digest) if last else (1, FIRST_PREVIOUS)
+
+
+def _body(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    body = {
+        "facts": dict(facts),
+        "rows": [[row.table, row.new, dict(row.values)] for row in rows],
+    }
+    return canonical_bytes(body).decode()
+
+
+def _entry(row: Any, body: dict[str, Any]) -> Entry:
+    return Entry(
+        number=row.number,
+        at=row.at,
+        kind=row.kind,
+        facts=body["facts"],
+        rows=tuple(Row(table, values, bool(new)) for table, new, values in body["rows"]),
+        previous=row.previous,
+        digest=row.digest,
+    )
+
+
+def _digest(number: int, at: float, kind: str, body: str, previous: str) -> str:
+    head = {"number": number, "at": at, "kind": kind, "body": body, "previous": previous}
+    return digest_bytes(canonical_bytes(head))
