@@ -1,6 +1,7 @@
 """What many tests need: a clock that stands still, a temporary ledger, tiny specs, the real app."""
 
 import hashlib
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,17 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from databases import (  # noqa: F401
+    backend,
+    database,
+    postgres_server,
+    postgres_template,
+    prepared_database,
+    sqlite_template,
+)
 
 from coordinator.api.app import ApiSettings, create_app, tick
 from coordinator.ledger import Ledger, queries

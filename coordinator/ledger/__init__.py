@@ -1,8 +1,13 @@
 """The ledger: one database that the api, the network and the scorer role share.
 
-errors       LedgerError
+errors       LedgerError and its kinds
 tables       what is kept
-sqlite       how SQLite is opened; the only SQLite-specific statements
+schema       bringing a database to the newest tables, by the migrations
+sqlite       what is particular to SQLite
+turnstile    whose turn it is to write to SQLite's file
+postgres     what is particular to PostgreSQL
+writer       many writes in one commit, for the api
+backup       a copy of a ledger that is in use
 entries      the append-only, hash-chained record of decisions
 run          the run itself, its phase, its roles and where its network role listens
 domains      domains and their shards
@@ -20,67 +25,104 @@ Every query takes the connection first and `now` where it needs the time. None o
 caller owns the transaction, so that a decision and its entry are written together.
 """
 
-import threading
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from sqlalchemy import Connection, inspect, select
+from sqlalchemy import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from coordinator.ledger import sqlite, tables
-from coordinator.ledger.errors import LedgerError
+from coordinator.ledger import schema
+from coordinator.ledger.errors import LedgerBusy, LedgerError, LedgerUnavailable
+from coordinator.ledger.postgres import PostgresBackend
+from coordinator.ledger.sqlite import SqliteBackend
 
-__all__ = ["Ledger", "LedgerError"]
+__all__ = ["Ledger", "LedgerBusy", "LedgerError", "LedgerUnavailable"]
+
+_BACKENDS: dict[str, type[SqliteBackend] | type[PostgresBackend]] = {
+    "sqlite": SqliteBackend,
+    "postgresql+psycopg": PostgresBackend,
+}
 
 
 class Ledger:
-    """One ledger, safe to use from several threads and, as a file, from several processes."""
+    """One ledger, safe to use from several threads and from several processes.
+
+    All writers follow each other, in every process, and none of them starves. What a reader sees
+    is one state. Errors of the database that are not the caller's become LedgerUnavailable.
+    """
 
     def __init__(self, url: str) -> None:
-        """`url` as SQLAlchemy has it, such as sqlite:////srv/run/ledger.sqlite. Touches nothing."""
-        if not url.startswith("sqlite:///") or url == "sqlite:///":
-            raise LedgerError(f"ledger url {url!r}: expected sqlite:/// and the path of a file")
-        self._engine = sqlite.open_engine(url)
-        # One writer of this process at a time: SQLite's own waiting is by polling and not fair.
-        self._writer = threading.Lock()
+        """`url` as SQLAlchemy has it: sqlite:////srv/run/ledger.sqlite, or postgresql+psycopg://.
+
+        Touches nothing. Raises LedgerError for any other url.
+        """
+        try:
+            parsed = make_url(url)
+            backend = _BACKENDS[parsed.drivername]
+        except (ArgumentError, KeyError, ValueError):
+            raise LedgerError(
+                f"ledger url {_without_password(url)!r}: expected sqlite:/// and the path of a "
+                "file, or postgresql+psycopg://user@host/database"
+            ) from None
+        self._backend = backend(parsed)
+
+    @property
+    def url(self) -> URL:
+        """Where the ledger is. As text, its password is hidden."""
+        return self._backend.url
+
+    @property
+    def path(self) -> Path | None:
+        """The file of an embedded ledger; None for one that a server holds."""
+        return self._backend.path if isinstance(self._backend, SqliteBackend) else None
 
     def create(self) -> None:
-        """Make the tables and triggers where there are none.
+        """Make the tables where there are none, and bring older ones to the newest schema.
 
-        Raises LedgerError for a ledger of another schema version or a foreign database.
+        Raises LedgerError for a ledger of a newer version or a foreign database.
         """
         with self.begin() as connection:
-            found = set(inspect(connection).get_table_names())
-            if tables.schema.name in found:
-                version = connection.execute(select(tables.schema.c.version)).scalar()
-                if version != tables.SCHEMA_VERSION:
-                    raise LedgerError(
-                        f"ledger {self._engine.url.database}: schema version {version}, "
-                        f"expected {tables.SCHEMA_VERSION}"
-                    )
-                return
-            if found:
-                raise LedgerError(
-                    f"ledger {self._engine.url.database}: holds other tables {sorted(found)[:3]}, "
-                    "expected an empty database or a ledger"
-                )
-            tables.metadata.create_all(connection)
-            sqlite.create_triggers(connection)
-            connection.execute(tables.schema.insert().values(version=tables.SCHEMA_VERSION))
+            self._backend.check(connection)
+            schema.upgrade(connection, name=str(self.url))
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """A write transaction: committed at the end, rolled back on an exception."""
-        with self._writer, self._engine.connect() as connection:
-            writing = connection.execution_options(**{sqlite.WRITES: True})
-            with writing.begin():
-                yield writing
+        with (
+            self._explained(),
+            self._backend.turn(),
+            self._backend.writer.connect() as connection,
+            connection.begin(),
+        ):
+            yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A read transaction: one consistent state, whatever others write meanwhile."""
-        with self._engine.connect() as connection, connection.begin():
+        with (
+            self._explained(),
+            self._backend.reader.connect() as connection,
+            connection.begin(),
+        ):
             yield connection
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self._backend.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            advice = self._backend.explain(error)
+            if advice is None:
+                raise
+            reason = str(error.orig).strip().splitlines()[0]
+            raise LedgerUnavailable(f"ledger {self.url}: {reason}: {advice}") from error
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)

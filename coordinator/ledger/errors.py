@@ -3,3 +3,11 @@
 
 class LedgerError(ValueError):
     """The ledger cannot be used as asked; the message says what was found and what was expected."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The database does not answer, or did not commit. The same again may succeed later."""
+
+
+class LedgerBusy(LedgerError):
+    """More writes wait than the writer holds. The same again succeeds once they are done."""
