@@ -1,0 +1,259 @@
+"""One decision: which open assignment the asking worker gets, or why it gets none. Pure.
+
+Of the pieces that it would finish by the target it gets the least flexible one: that which the
+least capacity could finish by then (least flexible job first, Pinedo, "Scheduling", ch. 5). As room
+shrinks with size this is also the largest first (LPT, Graham 1969) within a kind, and the most
+demanding kind first among equal sizes. Among pieces of nearly that size it gets one whose blobs it
+has. A worker for which nothing fits by the target waits: others end the whole sooner without it.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from coordinator.scheduling.pace import Target
+from coordinator.scheduling.requirements import amount, duration, find_obstacle, short
+from coordinator.scheduling.roster import Roster
+from coordinator.scheduling.shelves import Shelf, Shelves
+from coordinator.scheduling.underway import Underway
+from coordinator.scheduling.values import Backup, Candidate, Choice, NoWork, Work
+
+AFFINITY = 0.05
+"""Pieces that are smaller by at most this share count as equally large."""
+
+BACKUP_GAIN = 1.5
+"""A backup must be this many times as fast as what the holder still needs. With less, the time to
+fetch the checkpoint and the error of the prediction eat up the gain."""
+
+PATIENCE_SHARE = 0.5
+"""A worker waits at most this share of the time that it would need itself."""
+
+_MAX_TRIES = 16
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a decision looks at, brought up to date to `now`."""
+
+    shelves: Shelves
+    roster: Roster
+    underway: Underway
+    target: Target
+    now: float
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The asking worker: FLOP/s that count, how long it has waited, and how long at most."""
+
+    candidate: Candidate
+    speed: float
+    waited: float
+    patience: float
+
+    def seconds(self, work: Work) -> float:
+        """How long it would take."""
+        return work.flops / self.speed
+
+    def most_waited(self, work: Work) -> float:
+        """How long it waits for others to do this work."""
+        return max(self.patience, PATIENCE_SHARE * self.seconds(work))
+
+
+def decide(scene: Scene, asking: Asking) -> Choice | Backup | NoWork:
+    """What the asking worker gets. It is free now, whatever the roster expected of it."""
+    fitting = find_fitting(scene, asking)
+    if fitting is not None:
+        return Choice(fitting.assignment, _fits(scene, asking, fitting))
+    late = [(work, soonest_other(scene, asking, work)) for work in _nearest(scene, asking)]
+    for work, other in late:
+        if other is None or other[1] >= scene.now + asking.seconds(work):
+            return Choice(work.assignment, _soonest(scene, asking, work, other))
+    if late and asking.waited >= asking.most_waited(late[0][0]):
+        return Choice(late[0][0].assignment, _out_of_patience(asking, late[0][0]))
+    backup = _find_backup(scene, asking)
+    if backup is not None:
+        return backup
+    if late:
+        return NoWork(_sooner(scene, asking, *late[0]), waits=True)
+    return _nothing(scene, asking)
+
+
+def find_fitting(scene: Scene, asking: Asking) -> Work | None:
+    """The least flexible piece that the worker would finish by the target."""
+    limit = asking.speed * max(0.0, scene.target.at - scene.now) * (1.0 + _ROUNDING)
+    best: tuple[float, float, str] | None = None
+    best_shelf: Shelf | None = None
+    for shelf in _open_shelves(scene, asking):
+        piece = _first(scene, asking, shelf.descending(limit))
+        if piece is None:
+            continue
+        rank = (
+            scene.target.flexibility(shelf.kind, piece.flops),
+            -piece.flops,
+            piece.assignment,
+        )
+        if best is None or rank < best:
+            best, best_shelf = rank, shelf
+    if best is None or best_shelf is None:
+        return None
+    return _prefer_cached(scene, asking, best_shelf, scene.shelves.work[best[2]])
+
+
+def soonest_other(scene: Scene, asking: Asking, work: Work) -> tuple[str, float] | None:
+    """Which other worker is expected to finish the work soonest, and when; None: nobody can."""
+    roster = scene.roster
+    kind = scene.shelves.kind_of(work)
+    able = roster.can_take(kind)
+    personal = {asking.candidate.worker, *work.excluded, *(work.ran_out or {})}
+    for worker in personal & roster.slots.keys():
+        able[roster.slots[worker]] = worker != asking.candidate.worker and (
+            find_obstacle(work, roster.candidates[worker], now=scene.now) is None
+        )
+    if not able.any():
+        return None
+    slots = np.flatnonzero(able)
+    ends = np.maximum(roster.free_at(scene.now)[slots], scene.now)
+    ends = ends + work.flops / roster.speeds()[slots]
+    ends = np.where(ends <= roster.until()[slots], ends, np.inf)
+    end = float(ends.min())
+    if end == np.inf:
+        return None
+    return min(roster.names[slot] for slot in slots[ends == end]), end
+
+
+def _open_shelves(scene: Scene, asking: Asking) -> Iterator[Shelf]:
+    able = scene.roster.kinds_for(asking.candidate.worker)
+    return (shelf for shelf in scene.shelves.shelves if shelf and able[shelf.kind])
+
+
+def _first(scene: Scene, asking: Asking, pieces: Iterator[tuple[float, str]]) -> Work | None:
+    for _, assignment in pieces:
+        work = scene.shelves.work[assignment]
+        obstacle = find_obstacle(work, asking.candidate, now=scene.now, speed=asking.speed)
+        if obstacle is None:
+            return work
+    return None
+
+
+def _prefer_cached(scene: Scene, asking: Asking, shelf: Shelf, work: Work) -> Work:
+    """Another piece of the shelf, nearly as large, of whose blobs the worker has more."""
+    cached, floor = asking.candidate.cached, work.flops * (1.0 - AFFINITY)
+    found = [work]
+    for digest in cached:
+        similar = _first(scene, asking, shelf.with_input(digest, work.flops))
+        if similar is not None and similar.flops >= floor:
+            found.append(similar)
+    return max(found, key=lambda one: (len(one.inputs & cached), one.flops, one.assignment))
+
+
+def _nearest(scene: Scene, asking: Asking) -> list[Work]:
+    """What the worker may take though it ends late: the smallest piece, then those with a history.
+
+    A target knows kinds, not the history of single assignments: a worker may be the last that is
+    left for one of them.
+    """
+    smallest = [
+        piece
+        for shelf in _open_shelves(scene, asking)
+        if (piece := _first(scene, asking, shelf.ascending())) is not None
+    ]
+    special = (
+        work
+        for work in scene.shelves.special.values()
+        if find_obstacle(work, asking.candidate, now=scene.now, speed=asking.speed) is None
+    )
+    first = heapq.nsmallest(1, smallest, key=_size)
+    return first + [
+        work for work in heapq.nsmallest(_MAX_TRIES, special, key=_size) if work not in first
+    ]
+
+
+def _size(work: Work) -> tuple[float, str]:
+    return work.flops, work.assignment
+
+
+def _find_backup(scene: Scene, asking: Asking) -> Backup | None:
+    late = scene.underway.late(
+        scene.roster.kinds_for(asking.candidate.worker),
+        speed=asking.speed,
+        gain=BACKUP_GAIN,
+        margin=asking.patience,
+        now=scene.now,
+    )
+    for running in late:
+        work = running.work
+        if running.worker == asking.candidate.worker or find_obstacle(
+            work, asking.candidate, now=scene.now, speed=asking.speed
+        ):
+            continue
+        left = scene.underway.end(running, scene.now) - scene.now
+        return Backup(
+            work.assignment,
+            f"{work.words}: a backup for worker {short(running.worker)}, who is expected to need "
+            f"{duration(left)} more (you {duration(asking.seconds(work))})",
+        )
+    return None
+
+
+def _nothing(scene: Scene, asking: Asking) -> NoWork:
+    if not scene.shelves.work:
+        return NoWork("no assignment is open now")
+    return NoWork(_lacks_least(scene, asking))
+
+
+def _lacks_least(scene: Scene, asking: Asking) -> str:
+    pieces = [
+        scene.shelves.work[assignment]
+        for shelf in scene.shelves.shelves
+        for _, assignment in islice(shelf.ascending(), _MAX_TRIES)
+    ] or list(islice(scene.shelves.work.values(), _MAX_TRIES))
+    found = [
+        (obstacle.lack, work.flops, work.assignment, f"{work.words}: {obstacle.words}")
+        for work in pieces
+        if (obstacle := find_obstacle(work, asking.candidate, now=scene.now, speed=asking.speed))
+    ]
+    return min(found)[3]
+
+
+def _fits(scene: Scene, asking: Asking, work: Work) -> str:
+    mine, left = duration(asking.seconds(work)), duration(scene.target.at - scene.now)
+    return f"{_asks_for(asking, work)}; you finish it in time ({mine} of {left})"
+
+
+def _sooner(scene: Scene, asking: Asking, work: Work, other: tuple[str, float] | None) -> str:
+    name, end = other or ("", scene.now)
+    return (
+        f"{work.words}: worker {short(name)} is expected to finish it sooner "
+        f"({duration(end - scene.now)}; you {duration(asking.seconds(work))})"
+    )
+
+
+def _soonest(scene: Scene, asking: Asking, work: Work, other: tuple[str, float] | None) -> str:
+    runner_up = (
+        "no other worker here can take it"
+        if other is None
+        else f"next best worker {duration(other[1] - scene.now)}"
+    )
+    mine = duration(asking.seconds(work))
+    return f"{_asks_for(asking, work)}; you finish it soonest ({mine}; {runner_up})"
+
+
+def _out_of_patience(asking: Asking, work: Work) -> str:
+    waited = duration(asking.waited)
+    return (
+        f"{work.words}: you waited long enough for others ({waited}; you need "
+        f"{duration(asking.seconds(work))})"
+    )
+
+
+def _asks_for(asking: Asking, work: Work) -> str:
+    offered = asking.candidate.capability
+    return (
+        f"{work.words}: needs {amount(work.memory_bytes[offered.device])}, you offer "
+        f"{amount(offered.free_memory_bytes)}"
+    )

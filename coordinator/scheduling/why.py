@@ -1,0 +1,52 @@
+"""The account of a decision: every open assignment, and what stands between it and a worker."""
+
+from dataclasses import replace
+
+from coordinator.scheduling.choice import Asking, Scene, find_fitting, soonest_other
+from coordinator.scheduling.requirements import find_obstacle
+from coordinator.scheduling.values import Verdict, Work
+
+
+def give_account(scene: Scene, asking: Asking, limit: int | None) -> list[Verdict]:
+    """A verdict on every open assignment, by name; at most `limit`."""
+    fitting = find_fitting(scene, asking)
+    given = None if fitting is None else fitting.assignment
+    known: dict[tuple[int, float], tuple[str, float] | None] = {}
+    return [
+        _judge(scene, asking, scene.shelves.work[name], given, known)
+        for name in sorted(scene.shelves.work)[:limit]
+    ]
+
+
+def _judge(
+    scene: Scene,
+    asking: Asking,
+    work: Work,
+    given: str | None,
+    known: dict[tuple[int, float], tuple[str, float] | None],
+) -> Verdict:
+    obstacle = find_obstacle(work, asking.candidate, now=scene.now, speed=asking.speed)
+    if obstacle is not None:
+        return Verdict(work.assignment, work.words, obstacle)
+    finish = scene.now + asking.seconds(work)
+    verdict = Verdict(
+        work.assignment,
+        work.words,
+        None,
+        finish=finish,
+        target=scene.target.at,
+        given=work.assignment == given,
+    )
+    if finish <= scene.target.at:
+        return verdict
+    # Pieces of one kind and size have the same answer, unless they have a history.
+    key = scene.shelves.kind_of(work), work.flops
+    if work.assignment in scene.shelves.special:
+        other = soonest_other(scene, asking, work)
+    else:
+        if key not in known:
+            known[key] = soonest_other(scene, asking, work)
+        other = known[key]
+    if other is None or other[1] >= finish:
+        return verdict
+    return replace(verdict, sooner=other[0], sooner_finish=other[1])
