@@ -115,7 +115,7 @@ class Player:
                 return None
             if answer["offer"] is not None:
                 break
-            measures.happened("no offer", at=self.now())
+            measures.happened("busy" if answer.get("busy") else "no offer", at=self.now())
             due = self.now() + answer["retry_after_seconds"] * self.rng.uniform(0.5, 1.5)
             await self._until(due)
             request = volunteer.lease()
@@ -233,7 +233,7 @@ class Player:
 
 
 async def side_by_side(
-    calls: Sequence[Callable[[], Awaitable[None]]], *, concurrency: int = 16
+    calls: Sequence[Callable[[], Awaitable[object]]], *, concurrency: int = 16
 ) -> None:
     """All `calls`, `concurrency` at a time: the next begins when one has ended."""
     waiting = deque(calls)
