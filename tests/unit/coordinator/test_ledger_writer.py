@@ -139,6 +139,24 @@ def test_nothing_is_told_before_it_is_durable(prepared_database):
     ledger.close()
 
 
+async def test_nobody_is_told_while_the_batch_still_runs(opened, writer):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(_connection):
+        begun.set()
+        go_on.wait(10)
+
+    async with held_back(opened):
+        tasks = [asyncio.create_task(writer.write(work)) for work in (adding("early"), slow)]
+    await asyncio.to_thread(begun.wait, 10)
+    await settled()
+    assert not tasks[0].done()
+    assert present(opened) == set()
+    go_on.set()
+    assert await asyncio.gather(*tasks) == [1, None]
+    assert present(opened) == {"early"}
+
+
 async def test_a_failed_commit_reaches_every_caller_and_leaves_nothing(opened, writer):
     with opened.begin() as connection:
         connection.execute(text("CREATE TABLE parents (n INTEGER PRIMARY KEY)"))
