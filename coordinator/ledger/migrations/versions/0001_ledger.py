@@ -221,6 +221,7 @@ def upgrade() -> None:
         sa.Column("offered_at", sa.Float(), nullable=False),
         sa.Column("ended_at", sa.Float(), nullable=True),
         sa.Column("resumed_from", sa.String(length=64), nullable=True),
+        sa.Column("resumed_assignment", sa.String(length=17), nullable=True),
         sa.Column("resumed_fencing", sa.Integer(), nullable=True),
         sa.Column("resumed_step", sa.Integer(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
