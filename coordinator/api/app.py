@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator.api.errors import BodyLimit, install_error_handlers
+from coordinator.api.errors import RESPONSES, BodyLimit, install_error_handlers
 from coordinator.api.routes import assignments, blobs, leasing, status, workers
 from coordinator.api.routes.context import ApiContext
 from coordinator.api.settings import ApiSettings
@@ -46,7 +46,7 @@ def create_app(
     app.add_middleware(BodyLimit)
     install_error_handlers(app)
     for module in (status, workers, leasing, assignments, blobs):
-        app.include_router(module.router)
+        app.include_router(module.router, responses=RESPONSES)
     return app
 
 

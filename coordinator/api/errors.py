@@ -18,6 +18,15 @@ log = logging.getLogger(__name__)
 
 _MAX_SHOWN = 80
 
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "model": ErrorBody,
+        "description": " or ".join(code for code in ErrorCode if HTTP_STATUS[code] == status),
+    }
+    for status in sorted(set(HTTP_STATUS.values()))
+}
+"""Every refusal there is, as the OpenAPI document declares it for every route."""
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
