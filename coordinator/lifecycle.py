@@ -1,10 +1,12 @@
 """What happens to an assignment: each event to the next assignment or a refusal.
 
 Pure: `now` is an argument. Every change of state goes through `protocol.assignments.TRANSITIONS`.
-Who gets an assignment is decided in `coordinator.scheduler`, whether a submission is good in
+Who gets an assignment is decided in `coordinator.scheduling`, whether a submission is good in
 `coordinator.scoring.verification`.
 """
 
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from protocol.assignments import LIVE, TRANSITIONS, AssignmentEvent, AssignmentState
@@ -27,6 +29,16 @@ worker: a digest that nobody has must not hold an assignment for ever."""
 MAX_UNCOLLECTED = 1
 """Submissions not collected yet with which a worker still gets work: the last one may be on its
 way while the next is trained."""
+
+STALL_INTERVALS = 30
+STALL_STEPS = 50
+FIRST_STEP_FACTOR = 4
+"""A lease ends, heartbeats or not, when the trainer got no step further for the longer of so many
+heartbeat intervals and so many of its own steps; before its first step (fetching, compiling) for
+FIRST_STEP_FACTOR times that."""
+
+MIN_FAILING_WORKERS = 2
+"""Proven workers that must fail alike before the assignment itself is held to be broken."""
 
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
@@ -114,13 +126,25 @@ def acknowledge(
 
 
 def renew(
-    assignment: Assignment, holder: Holder, *, now: float, heartbeat_seconds: float
+    assignment: Assignment,
+    holder: Holder,
+    *,
+    now: float,
+    heartbeat_seconds: float,
+    stalls_at: float = math.inf,
 ) -> Assignment | Refused:
-    """A heartbeat prolongs a running lease. One that comes too late does not revive it."""
+    """A heartbeat prolongs a running lease, at most to `stalls_at`. A late one revives nothing."""
     lost = _lost(assignment, holder, now)
     if lost is not None:
         return lost
-    return _go(assignment, AssignmentEvent.RENEW, now + LEASE_INTERVALS * heartbeat_seconds)
+    until = min(now + LEASE_INTERVALS * heartbeat_seconds, stalls_at)
+    return _go(assignment, AssignmentEvent.RENEW, until)
+
+
+def stall_seconds(*, step_seconds: float, heartbeat_seconds: float, has_stepped: bool) -> float:
+    """How long a trainer may stand at one step, given what a step takes it, or is expected to."""
+    allowed = max(STALL_INTERVALS * heartbeat_seconds, STALL_STEPS * step_seconds)
+    return allowed if has_stepped else FIRST_STEP_FACTOR * allowed
 
 
 def submit(
@@ -191,6 +215,37 @@ def release(assignment: Assignment, holder: Holder, *, now: float) -> Assignment
     return _reopen(assignment, AssignmentEvent.RELEASE, now)
 
 
+def fail(assignment: Assignment) -> Assignment | Refused:
+    """Nobody can do it; only the operator's `retry` opens it again."""
+    return _end(assignment, AssignmentEvent.FAIL)
+
+
+def cancel(assignment: Assignment) -> Assignment | Refused:
+    """It is not needed any more; its holder's lease is lost."""
+    return _end(assignment, AssignmentEvent.CANCEL)
+
+
+def retry(assignment: Assignment) -> Assignment | Refused:
+    """The operator opens it again, at once and for everybody."""
+    state = _next_state(assignment, AssignmentEvent.RETRY)
+    if isinstance(state, Refused):
+        return state
+    return replace(
+        assignment, state=state, worker=None, not_before=0.0, num_returns=0, excluded=frozenset()
+    )
+
+
+def is_broken(failed_by: Sequence[str], *, proven: Collection[str], max_attempts: int) -> bool:
+    """Whether the assignment itself is at fault and not its workers.
+
+    `failed_by` are the workers of its attempts that failed with one typed error. Only those with an
+    accepted submission count, and at least MIN_FAILING_WORKERS of them must agree: one broken or
+    hostile machine proves nothing.
+    """
+    counted = [worker for worker in failed_by if worker in proven]
+    return len(counted) >= max_attempts and len(set(counted)) >= MIN_FAILING_WORKERS
+
+
 def expired(assignment: Assignment, now: float) -> bool:
     """Whether a lease, an offer or a wait for a submission has run out."""
     return assignment.expires_at is not None and assignment.expires_at <= now
@@ -233,6 +288,13 @@ def _go(
     if isinstance(state, Refused):
         return state
     return replace(assignment, state=state, expires_at=expires_at, collect_by=None)
+
+
+def _end(assignment: Assignment, event: AssignmentEvent) -> Assignment | Refused:
+    state = _next_state(assignment, event)
+    if isinstance(state, Refused):
+        return state
+    return replace(assignment, state=state, worker=None, expires_at=None, collect_by=None)
 
 
 def _reopen(assignment: Assignment, event: AssignmentEvent, now: float) -> Assignment | Refused:

@@ -46,10 +46,15 @@ class Listen(Section):
 
 
 class Timing(Section):
-    """`heartbeat_seconds` between heartbeats, `checkpoint_seconds` between durable checkpoints."""
+    """`heartbeat_seconds` between heartbeats, `checkpoint_seconds` between durable checkpoints.
+
+    After `max_attempts` equal failures of workers whose earlier work was accepted, an assignment
+    has failed.
+    """
 
     heartbeat_seconds: Seconds = 10.0
     checkpoint_seconds: Seconds = 600.0
+    max_attempts: Annotated[int, Field(ge=2, le=100)] = 3
 
 
 def _kind_of_trust(value: object) -> str:

@@ -31,6 +31,7 @@ class AssignmentEvent(StrEnum):
     EXPIRE = "expire"
     FAIL = "fail"
     CANCEL = "cancel"
+    RETRY = "retry"
 
 
 State = Annotated[AssignmentState, Field(strict=False)]
@@ -60,5 +61,6 @@ TRANSITIONS: dict[tuple[AssignmentState, AssignmentEvent], AssignmentState] = {
         if state not in FINAL
         for event, target in ((_E.FAIL, _S.FAILED), (_E.CANCEL, _S.CANCELLED))
     },
+    **{(state, _E.RETRY): _S.OPEN for state in (_S.OPEN, _S.FAILED, _S.CANCELLED)},
 }
 """(state, event) to the next state; a pair that is missing here is refused."""

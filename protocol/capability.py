@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from protocol.values import Count, Positive, Value
+from protocol.values import Amount, Count, Positive, Value
 
 MIN_FLOPS_PER_SECOND = 1e6
 MAX_FLOPS_PER_SECOND = 1e16
@@ -18,7 +18,8 @@ class Capability(Value):
 
     `free_memory_bytes` is what training may use: on CPU the whole trainer process, on a GPU its
     memory, after the volunteer's cap. `flops_per_second` is measured with a training step, forward
-    and backward, not a data-sheet figure.
+    and backward, not a data-sheet figure. `available_seconds`: for how long the machine is
+    expected to stay, None if nobody said.
     """
 
     device: Device
@@ -31,3 +32,4 @@ class Capability(Value):
         float, Field(ge=MIN_FLOPS_PER_SECOND, le=MAX_FLOPS_PER_SECOND, allow_inf_nan=False)
     ]
     bfloat16: bool
+    available_seconds: Amount | None = None

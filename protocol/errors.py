@@ -28,6 +28,9 @@ class ErrorCode(StrEnum):
     REQUEST_REUSED = "request_reused"
     FORBIDDEN = "forbidden"
     UNKNOWN_BLOB = "unknown_blob"
+    UNKNOWN_WORKER = "unknown_worker"
+    RATE_LIMITED = "rate_limited"
+    BUSY = "busy"
     NOT_READY = "not_ready"
     INTERNAL = "internal"
 
@@ -50,6 +53,9 @@ HTTP_STATUS: dict[ErrorCode, int] = {
     ErrorCode.REQUEST_REUSED: 409,
     ErrorCode.FORBIDDEN: 403,
     ErrorCode.UNKNOWN_BLOB: 404,
+    ErrorCode.UNKNOWN_WORKER: 404,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.BUSY: 429,
     ErrorCode.NOT_READY: 503,
     ErrorCode.INTERNAL: 500,
 }

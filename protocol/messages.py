@@ -22,6 +22,7 @@ from protocol.ids import (
     WorkerId,
 )
 from protocol.manifests import CheckpointManifest
+from protocol.receipts import SignedReceipt
 from protocol.specs import ExpertSpec, ModelShape
 from protocol.values import Amount, Count, Items, Number, Positive, Value
 
@@ -29,9 +30,11 @@ REGISTER_PURPOSE: Final = "hdee-register-v1"
 MAX_BODY_BYTES = 64 * 1024
 
 Version = Annotated[str, Field(max_length=40)]
+Cached = Annotated[tuple[Digest, ...], Field(strict=False, max_length=64)]
 Text = Annotated[str, Field(max_length=500)]
 Label = Annotated[str, Field(max_length=64)]
 Maddrs = Annotated[tuple[Maddr, ...], Field(strict=False, max_length=8)]
+WorkerState = Literal["idle", "working", "offline", "banned"]
 Phase = Literal["preparing", "seeding", "planning", "training", "scoring", "finished", "stalled"]
 
 
@@ -95,10 +98,14 @@ class RegisterAnswer(Value):
 
 
 class WorkerHeartbeat(Value):
-    """POST /v1/workers/heartbeat: alive, between assignments too. `maddrs` as in registration."""
+    """POST /v1/workers/heartbeat: alive, between assignments too. `maddrs` as in registration.
+
+    `receipts_after` is the newest entry of which the worker holds a receipt; 0: it holds none.
+    """
 
     capability: Capability
     maddrs: Maddrs
+    receipts_after: Count = 0
 
 
 class HeartbeatAnswer(Value):
@@ -106,20 +113,25 @@ class HeartbeatAnswer(Value):
 
     `wanted` are blobs the coordinator could not fetch and asks to be uploaded over HTTP; `durable`
     are manifests of this worker's that the coordinator holds, files included, so that the worker
-    may delete its own copy.
+    may delete its own copy; `receipts` are the next ones after those that the worker holds.
     """
 
     next_heartbeat_seconds: Amount
     wanted: Items[BlobRef] = ()
     durable: Items[Digest] = ()
+    receipts: Items[SignedReceipt] = ()
     certificate: SignedCertificate | None = None
 
 
 class LeaseRequest(Value):
-    """POST /v1/assignments/lease. The same `request_id` gets the same answer."""
+    """POST /v1/assignments/lease. The same `request_id` gets the same answer.
+
+    `cached` are digests of shards and weights that the worker holds and need not fetch.
+    """
 
     request_id: RequestId
     capability: Capability
+    cached: Cached = ()
 
 
 class Parent(Value):
@@ -148,12 +160,16 @@ class Offer(Value):
 
 
 class LeaseAnswer(Value):
-    """An offer, or why there is none and when to ask again. `finished`: no more work will come."""
+    """An offer, or why there is none and when to ask again. `finished`: no more work will come.
+
+    `busy`: the coordinator did not look for work at all, too many are asking at once.
+    """
 
     offer: Offer | None
     reason: Text
     retry_after_seconds: Amount
     finished: bool = False
+    busy: bool = False
 
 
 class Acknowledge(Value):
@@ -183,6 +199,7 @@ class AssignmentHeartbeat(Value):
     tokens_per_second: Amount
     checkpoint: BlobRef | None
     checkpoint_step: Count = 0
+    receipts_after: Count = 0
 
 
 class AssignmentHeartbeatAnswer(HeartbeatAnswer):
@@ -229,16 +246,18 @@ class MissingPieces(Value):
 
 
 class WorkerView(Value):
-    """One worker, as GET /v1/workers shows it."""
+    """One worker, as GET /v1/workers shows it. `credit` in training FLOPs of accepted work."""
 
     worker: WorkerId
     name: str
-    state: Literal["idle", "working", "offline", "banned"]
+    state: WorkerState
+    draining: bool
     device: str
     free_memory_bytes: Count
     flops_per_second: Amount
     assignment: AssignmentId | None
     accepted: Count
+    credit: Amount
     age_seconds: Amount
 
 
@@ -247,6 +266,7 @@ class AssignmentView(Value):
 
     assignment: AssignmentId
     spec: Digest
+    backup_of: AssignmentId | None
     kind: Literal["seed", "expert"]
     domain: DomainId
     ffn_width: Positive
@@ -330,6 +350,7 @@ class StatusView(Value):
     phase: Phase
     phase_reason: Text
     phase_age_seconds: Amount
+    paused: bool
     round: Count
     assignments: dict[str, int]
     workers: dict[str, int]

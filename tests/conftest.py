@@ -182,6 +182,8 @@ def api_settings(request: pytest.FixtureRequest) -> ApiSettings:
         enrolment="open",
         trust="all",
         url_secret=b"0123456789abcdef",
+        token_key=b"fedcba9876543210",
+        admin_token="the operator's token",
     )
     return replace(settings, **getattr(request, "param", {}))
 
@@ -198,7 +200,9 @@ class Api:
     settings: ApiSettings
 
     def tick(self) -> None:
-        tick(self.app.state.context)
+        context = self.app.state.context
+        with self.ledger.begin() as connection:
+            tick(connection, context)
 
     def pass_time(self, seconds: float) -> None:
         """Time passes while the api listens."""
@@ -221,12 +225,15 @@ async def api(
         )
         for domain in ("python", "manuals"):
             for split in ("train", "dev", "gate", "test"):
-                queries.add_shard(connection, tiny_shard(domain, split))
+                queries.add_shard(connection, tiny_shard(domain, split), now=clock())
         queries.set_network(connection, maddrs=(), blob_url="http://127.0.0.1:9", now=clock())
         queries.set_phase(connection, "training", "", clock())
     app = create_app(ledger=ledger, identity=coordinator_identity, settings=api_settings, now=clock)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
+    async with (
+        app.state.context.writer,
+        httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http,
+    ):
         built = Api(app, http, ledger, clock, coordinator_identity, api_settings)
         built.tick()
         yield built

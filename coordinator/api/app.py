@@ -6,13 +6,17 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator.api.errors import RESPONSES, BodyLimit, install_error_handlers
+from coordinator.api.errors import BodyLimit, install_error_handlers
+from coordinator.api.fleet import Fleet
 from coordinator.api.routes import assignments, blobs, leasing, status, workers
 from coordinator.api.routes.context import ApiContext
 from coordinator.api.settings import ApiSettings
-from coordinator.ledger import Ledger, queries
+from coordinator.ledger import Ledger, LedgerError, queries
+from coordinator.ledger.writer import GroupWriter
+from protocol.errors import ErrorBody
 from shared.identity import Identity
 from shared.version import SOFTWARE_VERSION
 
@@ -29,36 +33,53 @@ def create_app(
     *, ledger: Ledger, identity: Identity, settings: ApiSettings, now: Callable[[], float]
 ) -> FastAPI:
     """The REST interface over an existing ledger. While it is served, leases run out."""
-    context = ApiContext(ledger, identity, settings, now, now())
+    writer = GroupWriter(ledger)
+    context = ApiContext(
+        ledger=ledger,
+        writer=writer,
+        fleet=Fleet(settings),
+        identity=identity,
+        settings=settings,
+        now=now,
+    )
+    writer.on_failure(context.fleet.reset)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(_tick_forever(context))
-        try:
-            yield
-        finally:
-            ticking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ticking
+        async with writer:
+            ticking = asyncio.create_task(_tick_forever(context))
+            try:
+                yield
+            finally:
+                ticking.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await ticking
 
-    app = FastAPI(title="HDEE coordinator", version=SOFTWARE_VERSION, lifespan=lifespan)
+    app = FastAPI(
+        title="HDEE coordinator",
+        version=SOFTWARE_VERSION,
+        lifespan=lifespan,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
     app.state.context = context
     app.add_middleware(BodyLimit)
     install_error_handlers(app)
     for module in (status, workers, leasing, assignments, blobs):
-        app.include_router(module.router, responses=RESPONSES)
+        app.include_router(module.router)
     return app
 
 
-def tick(context: ApiContext) -> None:
+def tick(connection: Connection, context: ApiContext) -> None:
     """Forgive time in which the api did not listen, beat, and let expire what has run out."""
     now = context.now()
-    with context.ledger.begin() as connection:
-        gap = queries.forgive_downtime(
-            connection, now=now, tolerance_seconds=context.settings.heartbeat_seconds
-        )
-        queries.beat_role(connection, "api", now)
-        expired = queries.expire_leases(connection, now)
+    gap = context.listen(connection, now)
+    queries.beat_role(connection, "api", now)
+    expired = queries.expire_leases(connection, now)
+    queries.give_up_training(connection, now)
+    queries.cancel_idle_backups(connection, now=now)
+    queries.forget_answers(connection, now)
+    queries.forget_nonces(connection, now)
+    context.look_around(connection, now)
     if gap:
         log.warning("was silent for %.1f s: every lease was extended by that", gap)
     for assignment in expired:
@@ -74,7 +95,7 @@ async def _tick_forever(context: ApiContext) -> None:
     pause = min(MAX_TICK_SECONDS, context.settings.heartbeat_seconds / TICKS_A_HEARTBEAT)
     while True:
         try:
-            await asyncio.to_thread(tick, context)
-        except SQLAlchemyError:
+            await context.writer.write(lambda connection: tick(connection, context))
+        except (SQLAlchemyError, LedgerError):
             log.exception("the ledger could not be written; trying again")
         await asyncio.sleep(pause)

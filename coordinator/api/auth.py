@@ -1,11 +1,11 @@
 """Who is asking: nonces, registration, tokens, certificates. Of a token only its digest is kept."""
 
 import hmac
-import secrets
 
 from sqlalchemy import Connection
 
 from coordinator.api.errors import ApiError
+from coordinator.api.tokens import is_token, new_nonce, new_token, nonce_expiry
 from coordinator.api.settings import ApiSettings
 from coordinator.ledger import queries
 from coordinator.ledger.queries import Registration, WorkerRow
@@ -30,33 +30,68 @@ def invite_token(identity: Identity) -> str:
     return identity.derive_secret(b"hdee-invite-v1").hex()
 
 
-def issue_challenge(connection: Connection, *, now: float) -> Challenge:
-    """A nonce that registers one worker once."""
-    nonce = secrets.token_hex(32)
-    queries.add_nonce(connection, nonce, expires_at=now + NONCE_SECONDS, now=now)
+def issue_challenge(settings: ApiSettings, *, now: float) -> Challenge:
+    """A nonce that registers one worker once. Nothing is written before it is used."""
+    nonce = new_nonce(settings.token_key, expires_at=now + NONCE_SECONDS)
     return Challenge(nonce=nonce, expires_in=NONCE_SECONDS)
+
+
+def check_request(
+    request: RegisterRequest, *, identity: Identity, settings: ApiSettings, now: float
+) -> float:
+    """Check all of a registration that needs no ledger; until when its nonce holds.
+
+    Raises ApiError.
+    """
+    if request.protocol_version != PROTOCOL_VERSION:
+        raise ApiError(
+            ErrorCode.PROTOCOL_VERSION,
+            f"protocol_version {request.protocol_version}: expected {PROTOCOL_VERSION}; "
+            f"install hdee {SOFTWARE_VERSION} (you run {request.software_version})",
+        )
+    expires_at = nonce_expiry(request.nonce, settings.token_key)
+    if expires_at is None or expires_at <= now:
+        raise _unknown_nonce()
+    statement = RegistrationStatement(
+        purpose="hdee-register-v1",
+        coordinator=identity.peer_id,
+        run=settings.run,
+        worker=request.worker,
+        nonce=request.nonce,
+        capability=digest_value(request.capability),
+        protocol_version=PROTOCOL_VERSION,
+    )
+    if not verify(request.worker, request.signature, statement.signed_bytes()):
+        raise ApiError(
+            ErrorCode.BAD_SIGNATURE,
+            f"signature: not by {request.worker} over run {settings.run!r} of coordinator "
+            f"{identity.peer_id} and this request",
+        )
+    if settings.enrolment == "invite" and not hmac.compare_digest(
+        (request.invite or "").encode(), invite_token(identity).encode()
+    ):
+        raise ApiError(
+            ErrorCode.INVITE_REQUIRED, "invite: missing or wrong; ask the operator for one"
+        )
+    return expires_at
 
 
 def register(
     connection: Connection,
     request: RegisterRequest,
     *,
+    nonce_expires_at: float,
     identity: Identity,
     settings: ApiSettings,
     now: float,
 ) -> RegisterAnswer | ApiError:
-    """Check that the worker holds its key and is welcome; give it a token and a certificate.
-
-    The nonce is used up whatever comes of it, so a refusal is returned for the caller to commit.
-    """
-    fresh = queries.use_nonce(connection, request.nonce, now)
-    refusal = _refuse_stranger(request, identity=identity, settings=settings, fresh=fresh)
-    if refusal is not None:
-        return refusal
+    """Give a worker whose request was checked a token and a certificate; its nonce is used up."""
+    if not queries.use_nonce(connection, request.nonce, expires_at=nonce_expires_at):
+        return _unknown_nonce()
     known = queries.find_worker(connection, request.worker)
     if known is not None and known.banned:
-        return ApiError(ErrorCode.BANNED, f"worker {request.worker}: banned by the operator")
-    token = secrets.token_hex(32)
+        return _banned(request.worker)
+    token = new_token(settings.token_key)
     certificate = _certify(request.worker, identity=identity, settings=settings, now=now)
     queries.register_worker(
         connection,
@@ -81,18 +116,25 @@ def register(
     )
 
 
-def authenticate(connection: Connection, authorization: str | None, *, now: float) -> WorkerRow:
-    """The worker whose token the Authorization header carries. Raises ApiError."""
+def bearer_token(authorization: str | None, *, key: bytes) -> str:
+    """The token of an Authorization header, if this run's api made it. Raises ApiError."""
     scheme, _, token = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise ApiError(ErrorCode.UNKNOWN_TOKEN, "Authorization: expected Bearer and a token")
+    if not is_token(token, key):
+        raise ApiError(ErrorCode.UNKNOWN_TOKEN, "token: not one of this run; register again")
+    return token
+
+
+def authenticate(connection: Connection, token: str, *, now: float) -> WorkerRow:
+    """The worker whose token this is. Raises ApiError; UNKNOWN_TOKEN means: register again."""
     worker = queries.worker_of_token(connection, digest_bytes(token.encode()))
     if worker is None:
         raise ApiError(ErrorCode.UNKNOWN_TOKEN, "token: unknown or replaced; register again")
     if worker.token_expires_at <= now:
         raise ApiError(ErrorCode.EXPIRED_TOKEN, "token: has expired; register again")
     if worker.banned:
-        raise ApiError(ErrorCode.BANNED, f"worker {worker.worker}: banned by the operator")
+        raise _banned(worker.worker)
     return worker
 
 
@@ -112,41 +154,14 @@ def renew_certificate(
     return signed
 
 
-def _refuse_stranger(
-    request: RegisterRequest, *, identity: Identity, settings: ApiSettings, fresh: bool
-) -> ApiError | None:
-    if request.protocol_version != PROTOCOL_VERSION:
-        return ApiError(
-            ErrorCode.PROTOCOL_VERSION,
-            f"protocol_version {request.protocol_version}: expected {PROTOCOL_VERSION}; "
-            f"install hdee {SOFTWARE_VERSION} (you run {request.software_version})",
-        )
-    if not fresh:
-        return ApiError(
-            ErrorCode.UNKNOWN_NONCE, "nonce: unknown, used or expired; ask for a new challenge"
-        )
-    statement = RegistrationStatement(
-        purpose="hdee-register-v1",
-        coordinator=identity.peer_id,
-        run=settings.run,
-        worker=request.worker,
-        nonce=request.nonce,
-        capability=digest_value(request.capability),
-        protocol_version=PROTOCOL_VERSION,
+def _unknown_nonce() -> ApiError:
+    return ApiError(
+        ErrorCode.UNKNOWN_NONCE, "nonce: unknown, used or expired; ask for a new challenge"
     )
-    if not verify(request.worker, request.signature, statement.signed_bytes()):
-        return ApiError(
-            ErrorCode.BAD_SIGNATURE,
-            f"signature: not by {request.worker} over run {settings.run!r} of coordinator "
-            f"{identity.peer_id} and this request",
-        )
-    if settings.enrolment == "invite" and not hmac.compare_digest(
-        (request.invite or "").encode(), invite_token(identity).encode()
-    ):
-        return ApiError(
-            ErrorCode.INVITE_REQUIRED, "invite: missing or wrong; ask the operator for one"
-        )
-    return None
+
+
+def _banned(worker: str) -> ApiError:
+    return ApiError(ErrorCode.BANNED, f"worker {worker}: banned by the operator")
 
 
 def _certify(

@@ -10,7 +10,10 @@ class ApiSettings:
     """What the api role is told. Durations are seconds.
 
     `url_secret` is shared with the network role, which checks the URLs that the api signs.
-    `trust` names the workers that may train a seed, by peer id, or is "all".
+    `token_key` makes the tokens and challenges that only an api of this run recognises.
+    `admin_token` opens the operator's routes; None: nobody may use them. `trust` names the workers
+    that may train a seed, by peer id, or is "all". `max_pending` requests for work and
+    registrations wait at once; `max_attempts` equal failures of proven workers fail an assignment.
     """
 
     run: str
@@ -19,6 +22,10 @@ class ApiSettings:
     enrolment: Literal["open", "invite"]
     trust: Literal["all"] | Collection[str]
     url_secret: bytes
+    token_key: bytes
+    admin_token: str | None = None
+    max_pending: int = 64
+    max_attempts: int = 3
     token_seconds: float = 3600.0
     certificate_seconds: float = 3600.0
 
@@ -27,8 +34,13 @@ class ApiSettings:
             value = getattr(self, name)
             if not value > 0:
                 raise ValueError(f"{name} {value}: expected more than 0")
-        if len(self.url_secret) < 16:
-            raise ValueError(f"url_secret of {len(self.url_secret)} bytes: expected at least 16")
+        for name in ("max_pending", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
+        for name in ("url_secret", "token_key"):
+            length = len(getattr(self, name))
+            if length < 16:
+                raise ValueError(f"{name} of {length} bytes: expected at least 16")
 
     @property
     def trusted(self) -> Collection[str] | None:

@@ -1,23 +1,30 @@
-"""Assignments and their attempts: adding work, reading it, writing back what was decided."""
+"""Assignments: adding work, reading it, and the rows that a decision writes back."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, and_, case, exists, func, select, update
+from sqlalchemy import Row as Found
 
-from coordinator.ledger.entries import append
+from coordinator.ledger.entries import Row, added, changed, record
 from coordinator.ledger.errors import LedgerError
-from coordinator.ledger.tables import LIVE_ATTEMPTS, assignments, attempts, specs
+from coordinator.ledger.tables import assignments, progress, specs
 from coordinator.lifecycle import Assignment
 from protocol.assignments import AssignmentState
 from protocol.blobs import BlobRef
+from protocol.digests import digest_bytes
 from protocol.specs import ExpertSpec
 
 
 @dataclass(frozen=True)
 class AssignmentRow:
-    """A piece of work: where it stands, its spec, its train shard, the schemes that need it."""
+    """A piece of work: where it stands, its spec, its train shard, the schemes that need it.
+
+    `backup_of` names the assignment that this one is to overtake; None for an original.
+    """
 
     standing: Assignment
     spec: ExpertSpec
@@ -26,6 +33,7 @@ class AssignmentRow:
     reason: str
     created_at: float
     changed_at: float
+    backup_of: str | None = None
 
     @property
     def assignment(self) -> str:
@@ -38,35 +46,7 @@ class AssignmentRow:
         return self.standing.state
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One worker's try under one fencing number, with the progress that its heartbeats told.
-
-    `resumed_from` is the worker whose training checkpoint, of `resumed_step`, came with the offer.
-    """
-
-    assignment: str
-    fencing: int
-    worker: str
-    state: str
-    free_memory_bytes: int
-    offer_reason: str
-    offered_at: float
-    step: int
-    loss: float | None
-    tokens_per_second: float
-    progressed_at: float
-    reason: str
-    resumed_from: str | None = None
-    resumed_step: int = 0
-
-    @property
-    def foreign_author(self) -> str | None:
-        """Another worker, on whose checkpoint this attempt was built."""
-        return self.resumed_from if self.resumed_from != self.worker else None
-
-
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65_536)
 def parse_spec(body: str) -> ExpertSpec:
     """A spec from its JSON text, parsed once."""
     return ExpertSpec.model_validate_json(body)
@@ -87,39 +67,46 @@ def add_assignment(
     """
     if shard.digest != spec.train_shard:
         raise LedgerError(f"shard {shard.digest}: expected the spec's own, {spec.train_shard}")
-    digest = spec.digest
-    assignment = f"a{digest[:16]}"
+    assignment = f"a{spec.digest[:16]}"
     found = find_assignment(connection, assignment)
     if found is not None:
         merged = tuple(dict.fromkeys((*found.schemes, *schemes)))
         if merged != found.schemes:
-            connection.execute(
-                update(assignments)
-                .where(assignments.c.assignment == assignment)
-                .values(schemes=json.dumps(list(merged)))
-            )
+            values = {"assignment": assignment, "schemes": json.dumps(list(merged))}
+            record(connection, "plan", changed(assignments, **values), now=now)
         return assignment
-    connection.execute(specs.insert().values(digest=digest, body=spec.model_dump_json()))
-    standing = Assignment(assignment=assignment)
-    connection.execute(
-        assignments.insert().values(
-            spec=digest,
-            shard=shard.model_dump_json(),
-            schemes=json.dumps(list(schemes)),
-            reason="",
-            created_at=now,
-            changed_at=now,
-            **_columns(standing),
-        )
+    rows = [added(specs, digest=spec.digest, body=spec.model_dump_json())]
+    rows.append(_new(assignment, spec, shard=shard, schemes=schemes, now=now))
+    record(connection, "plan", *rows, now=now)
+    return assignment
+
+
+def add_backup(connection: Connection, original: AssignmentRow, *, now: float) -> str:
+    """A second assignment of the same spec, to overtake a straggler; returns its id.
+
+    The first of the two that is accepted is canonical. Raises IntegrityError while there is one.
+    """
+    query = select(func.count()).where(assignments.c.backup_of == original.assignment)
+    number = connection.execute(query).scalar_one() + 1
+    name = f"{original.assignment}:backup:{number}"
+    assignment = f"a{digest_bytes(name.encode())[:16]}"
+    row = _new(
+        assignment,
+        original.spec,
+        shard=original.shard,
+        schemes=original.schemes,
+        now=now,
+        backup_of=original.assignment,
+        excluded=original.standing.excluded,
     )
-    facts = {"assignment": assignment, "spec": digest, "schemes": list(schemes)}
-    append(connection, "plan", facts=facts, now=now)
+    record(connection, "plan", row, facts={"backup_of": original.assignment}, now=now)
     return assignment
 
 
 def find_assignment(connection: Connection, assignment: str) -> AssignmentRow | None:
     """The assignment with this id."""
-    row = connection.execute(_SELECT.where(assignments.c.assignment == assignment)).one_or_none()
+    query = _SELECT.where(assignments.c.assignment == assignment)
+    row = connection.execute(query).one_or_none()
     return None if row is None else _assignment(row)
 
 
@@ -141,63 +128,110 @@ def all_assignments(
     return tuple(map(_assignment, connection.execute(query)))
 
 
-def store_standing(
-    connection: Connection, standing: Assignment, *, reason: str | None = None, now: float
-) -> None:
-    """Write back what the lifecycle decided; `reason` is what the public views show."""
+def some_assignments(
+    connection: Connection, *, after: str = "", limit: int = 1000, state: str | None = None
+) -> tuple[AssignmentRow, ...]:
+    """Up to `limit` assignments whose id comes after `after`, by id."""
+    query = _SELECT.where(assignments.c.assignment > after)
+    if state is not None:
+        query = query.where(assignments.c.state == state)
+    query = query.order_by(assignments.c.assignment).limit(limit)
+    return tuple(map(_assignment, connection.execute(query)))
+
+
+def these_assignments(connection: Connection, ids: Iterable[str]) -> tuple[AssignmentRow, ...]:
+    """The assignments with these ids, in no order; unknown ones are left out."""
+    query = _SELECT.where(assignments.c.assignment.in_(list(ids)))
+    return tuple(map(_assignment, connection.execute(query)))
+
+
+def live_twins(connection: Connection, row: AssignmentRow) -> tuple[AssignmentRow, ...]:
+    """Other assignments of the same spec that are not at an end."""
+    ended = [AssignmentState.ACCEPTED, AssignmentState.FAILED, AssignmentState.CANCELLED]
+    query = _SELECT.where(
+        assignments.c.spec == row.spec.digest,
+        assignments.c.assignment != row.assignment,
+        assignments.c.state.not_in([state.value for state in ended]),
+    )
+    return tuple(map(_assignment, connection.execute(query)))
+
+
+def idle_backups(connection: Connection) -> tuple[AssignmentRow, ...]:
+    """Backups that nobody does."""
+    query = _SELECT.where(assignments.c.backup_of.is_not(None), assignments.c.state == "open")
+    return tuple(map(_assignment, connection.execute(query)))
+
+
+def count_by_state(
+    connection: Connection, *, kind: Literal["seed", "expert"] | None = None
+) -> dict[str, int]:
+    """State to how many originals are in it, of one kind or of both.
+
+    An original that its accepted backup overtook counts as accepted.
+    """
+    twin = assignments.alias()
+    overtaken = exists().where(
+        twin.c.backup_of == assignments.c.assignment, twin.c.state == "accepted"
+    )
+    state = case((overtaken, "accepted"), else_=assignments.c.state)
+    query = select(state, func.count()).where(assignments.c.backup_of.is_(None))
+    if kind is not None:
+        query = query.where(assignments.c.kind == kind)
+    return {row[0]: row[1] for row in connection.execute(query.group_by(state))}
+
+
+def standing_row(standing: Assignment, *, reason: str | None = None, now: float) -> Row:
+    """What an entry writes of a decision of the lifecycle; `reason` is what public views show."""
     values: dict[str, object] = {**_columns(standing), "changed_at": now}
     if reason is not None:
         values["reason"] = reason
-    connection.execute(
-        update(assignments).where(assignments.c.assignment == standing.assignment).values(**values)
+    return changed(assignments, **values)
+
+
+def store_expiry(connection: Connection, standing: Assignment) -> None:
+    """Until when the newest attempt has time; None: nothing runs out any more."""
+    mine = and_(
+        progress.c.assignment == standing.assignment, progress.c.fencing == standing.fencing
     )
+    values = {"expires_at": standing.expires_at, "collect_by": standing.collect_by}
+    connection.execute(update(progress).where(mine).values(values))
 
 
-def find_attempt(connection: Connection, assignment: str, fencing: int) -> Attempt | None:
-    """The attempt under this fencing number."""
-    key = (attempts.c.assignment == assignment) & (attempts.c.fencing == fencing)
-    row = connection.execute(select(attempts).where(key)).one_or_none()
-    return None if row is None else _attempt(row)
-
-
-def live_attempts(connection: Connection) -> tuple[Attempt, ...]:
-    """The attempts that hold a lease, at most one for each assignment and each worker."""
-    query = select(attempts).where(attempts.c.state.in_(LIVE_ATTEMPTS))
-    return tuple(map(_attempt, connection.execute(query.order_by(attempts.c.assignment))))
-
-
-def newest_attempts(connection: Connection) -> dict[str, Attempt]:
-    """Assignment to the attempt under its newest fencing number."""
-    query = select(attempts).join(
+def _new(  # noqa: PLR0913 - one column each
+    assignment: str,
+    spec: ExpertSpec,
+    *,
+    shard: BlobRef,
+    schemes: tuple[str, ...],
+    now: float,
+    backup_of: str | None = None,
+    excluded: frozenset[str] = frozenset(),
+) -> Row:
+    return added(
         assignments,
-        (assignments.c.assignment == attempts.c.assignment)
-        & (assignments.c.fencing == attempts.c.fencing),
-    )
-    return {row.assignment: _attempt(row) for row in connection.execute(query)}
-
-
-def ran_out_of_memory(connection: Connection) -> dict[str, dict[str, int]]:
-    """Assignment to worker to the most free memory with which it ran out there, in bytes."""
-    found: dict[str, dict[str, int]] = {}
-    query = select(attempts).where(attempts.c.reason == "out_of_memory")
-    for row in connection.execute(query):
-        of_one = found.setdefault(row.assignment, {})
-        of_one[row.worker] = max(of_one.get(row.worker, 0), row.free_memory_bytes)
-    return found
-
-
-def end_attempt(
-    connection: Connection, assignment: str, fencing: int, *, state: str, reason: str, now: float
-) -> None:
-    """The attempt moves on to `state`; a state that is not live frees its worker."""
-    connection.execute(
-        update(attempts)
-        .where((attempts.c.assignment == assignment) & (attempts.c.fencing == fencing))
-        .values(state=state, reason=reason, ended_at=now)
+        spec=spec.digest,
+        kind=spec.kind,
+        backup_of=backup_of,
+        shard=shard.model_dump_json(),
+        schemes=json.dumps(list(schemes)),
+        reason="",
+        created_at=now,
+        changed_at=now,
+        **_columns(Assignment(assignment=assignment, excluded=excluded)),
     )
 
 
-_SELECT = select(assignments, specs.c.body).join(specs, specs.c.digest == assignments.c.spec)
+_SELECT = (
+    select(assignments, specs.c.body, progress.c.expires_at, progress.c.collect_by)
+    .join(specs, specs.c.digest == assignments.c.spec)
+    .outerjoin(
+        progress,
+        and_(
+            progress.c.assignment == assignments.c.assignment,
+            progress.c.fencing == assignments.c.fencing,
+        ),
+    )
+)
 
 
 def _columns(standing: Assignment) -> dict[str, object]:
@@ -206,15 +240,13 @@ def _columns(standing: Assignment) -> dict[str, object]:
         "state": standing.state.value,
         "fencing": standing.fencing,
         "worker": standing.worker,
-        "expires_at": standing.expires_at,
-        "collect_by": standing.collect_by,
         "not_before": standing.not_before,
         "num_returns": standing.num_returns,
         "excluded": json.dumps(sorted(standing.excluded)),
     }
 
 
-def _assignment(row: Row[tuple[object, ...]]) -> AssignmentRow:
+def _assignment(row: Found[tuple[object, ...]]) -> AssignmentRow:
     return AssignmentRow(
         standing=Assignment(
             assignment=row.assignment,
@@ -233,23 +265,5 @@ def _assignment(row: Row[tuple[object, ...]]) -> AssignmentRow:
         reason=row.reason,
         created_at=row.created_at,
         changed_at=row.changed_at,
-    )
-
-
-def _attempt(row: Row[tuple[object, ...]]) -> Attempt:
-    return Attempt(
-        assignment=row.assignment,
-        fencing=row.fencing,
-        worker=row.worker,
-        state=row.state,
-        free_memory_bytes=row.free_memory_bytes,
-        offer_reason=row.offer_reason,
-        offered_at=row.offered_at,
-        step=row.step,
-        loss=row.loss,
-        tokens_per_second=row.tokens_per_second,
-        progressed_at=row.progressed_at,
-        reason=row.reason,
-        resumed_from=row.resumed_from,
-        resumed_step=row.resumed_step,
+        backup_of=row.backup_of,
     )

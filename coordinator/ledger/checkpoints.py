@@ -6,41 +6,35 @@ superseded  no longer needed; its blobs may go
 spare       an expert handed in under an old fencing number; never collected
 refused     its files are not what they must be
 accepted, rejected, inconclusive    a durable expert after its verification
+
+What collecting one leads to is in `coordinator.ledger.collection`.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Insert, Row, delete, or_, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
+from sqlalchemy import Row as Found
 
-from coordinator import lifecycle
-from coordinator.ledger.assignments import (
-    end_attempt,
-    get_assignment,
-    parse_spec,
-    store_standing,
-)
-from coordinator.ledger.entries import append
-from coordinator.ledger.errors import LedgerError
+from coordinator.ledger.assignments import parse_spec
+from coordinator.ledger.entries import Row, added, changed, next_number, record
 from coordinator.ledger.tables import (
     assignments,
     checkpoint_blobs,
     checkpoints,
+    presence,
     shards,
     specs,
     wanted,
-    workers,
 )
-from protocol.assignments import AssignmentState
 from protocol.blobs import BlobRef
 from protocol.manifests import CheckpointKind, CheckpointManifest
 from protocol.specs import ExpertSpec
 
-KEPT_CHECKPOINTS = 2
-"""Durable training checkpoints kept of an assignment: the newest, and one to fall back on."""
+HELD = ("durable", "accepted", "inconclusive")
+"""States of a checkpoint whose blobs are kept."""
 
-_HELD = ("durable", "accepted", "inconclusive")
 _DECIDED_SHOWN = 64
 
 
@@ -73,13 +67,22 @@ class Announcement:
     manifest: BlobRef
 
 
-def announce(connection: Connection, announcement: Announcement, now: float) -> None:
-    """Ask the network role to collect a checkpoint; harmless when repeated.
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint that the next attempt goes on from, and the attempt that wrote it."""
 
-    A training checkpoint takes the place of that of the assignment that nobody collected yet, so
-    there is at most one. An expert that was named before, under a lease that ended, counts under
-    the new one. What another worker named is its own: a manifest's digest is public and proves
-    nothing.
+    manifest: CheckpointManifest
+    assignment: str
+    fencing: int
+
+
+def announced(connection: Connection, announcement: Announcement, now: float) -> list[Row]:
+    """What the next entry writes so that the network role collects this checkpoint.
+
+    Nothing when it was named before. A training checkpoint takes the place of that of the
+    assignment that nobody collected yet, so there is at most one. An expert that was named before,
+    under a lease that ended, counts under the new one. What another worker named is its own: a
+    manifest's digest is public and proves nothing.
     """
     mine = (
         (checkpoints.c.assignment == announcement.assignment)
@@ -88,27 +91,17 @@ def announce(connection: Connection, announcement: Announcement, now: float) -> 
         & (checkpoints.c.manifest_digest == announcement.manifest.digest)
     )
     found = connection.execute(select(checkpoints).where(mine)).one_or_none()
-    if found is not None:
-        if announcement.kind == "expert" and found.state in ("spare", "superseded"):
-            connection.execute(
-                update(checkpoints)
-                .where(mine)
-                .values(state="announced", fencing=announcement.fencing, announced_at=now)
-            )
-        elif found.state == "announced":
-            connection.execute(update(checkpoints).where(mine).values(announced_at=now))
-        return
-    if announcement.kind == "training":
-        connection.execute(
-            update(checkpoints)
-            .where(
-                checkpoints.c.assignment == announcement.assignment,
-                checkpoints.c.kind == "training",
-                checkpoints.c.state == "announced",
-            )
-            .values(state="superseded", decided_at=now)
-        )
-    connection.execute(_insert(announcement, "announced", now))
+    if found is None:
+        older = _waiting(connection, announcement) if announcement.kind == "training" else []
+        number = next_number(connection)
+        return [*superseded(older, now), _named(announcement, number, "announced", now)]
+    if found.state == "announced":
+        connection.execute(update(checkpoints).where(mine).values(announced_at=now))
+    elif announcement.kind == "expert" and found.state in ("spare", "superseded"):
+        connection.execute(update(checkpoints).where(mine).values(announced_at=now))
+        again = {"state": "announced", "fencing": announcement.fencing}
+        return [changed(checkpoints, checkpoint_id=found.checkpoint_id, **again)]
+    return []
 
 
 def keep_spare(connection: Connection, announcement: Announcement, now: float) -> None:
@@ -124,16 +117,9 @@ def keep_spare(connection: Connection, announcement: Announcement, now: float) -
             ),
         )
     ).first()
-    if known is not None:
-        return
-    connection.execute(_insert(announcement, "spare", now))
-    facts = {
-        "assignment": announcement.assignment,
-        "fencing": announcement.fencing,
-        "worker": announcement.worker,
-        "manifest": announcement.manifest.digest,
-    }
-    append(connection, "spare", facts=facts, now=now)
+    if known is None:
+        row = _named(announcement, next_number(connection), "spare", now)
+        record(connection, "spare", row, now=now)
 
 
 def announced_checkpoints(connection: Connection) -> list[CheckpointRow]:
@@ -150,71 +136,6 @@ def find_checkpoint(connection: Connection, checkpoint_id: int) -> CheckpointRow
         _SELECT.where(checkpoints.c.checkpoint_id == checkpoint_id)
     ).one_or_none()
     return None if row is None else _checkpoint(row)
-
-
-def mark_durable(
-    connection: Connection, checkpoint_id: int, manifest: CheckpointManifest, now: float
-) -> tuple[str, ...]:
-    """The coordinator holds the manifest and every file that it names.
-
-    Returns the digests of blobs that may now be deleted: of training checkpoints of the assignment
-    before the last two. Raises LedgerError when the manifest is not what was announced. Harmless
-    when repeated.
-    """
-    row = _get(connection, checkpoint_id)
-    if row.state in _HELD or _has_blobs(connection, checkpoint_id):
-        return ()
-    if row.state not in ("announced", "superseded"):
-        raise LedgerError(f"checkpoint {checkpoint_id}: is {row.state}, expected announced")
-    _check(row, manifest)
-    want_blobs(connection, checkpoint_id, (), now)
-    for digest in {row.manifest.digest, *(file.blob.digest for file in manifest.files)}:
-        connection.execute(
-            checkpoint_blobs.insert().values(checkpoint_id=checkpoint_id, digest=digest)
-        )
-    standing = get_assignment(connection, row.assignment).standing
-    if row.kind == "training" and row.worker in standing.excluded:
-        return discard(connection, [checkpoint_id], now)
-    _set_state(connection, checkpoint_id, "durable", now, body=manifest.model_dump_json())
-    facts = {
-        "assignment": row.assignment,
-        "fencing": row.fencing,
-        "worker": row.worker,
-        "kind": row.kind,
-        "step": row.step,
-        "manifest": row.manifest.digest,
-    }
-    append(connection, "durable", facts=facts, now=now)
-    if row.kind == "expert":
-        return _hold_submission(connection, row, now)
-    return _drop_older(connection, row, now)
-
-
-def mark_refused(
-    connection: Connection, checkpoint_id: int, reason: str, now: float
-) -> tuple[str, ...]:
-    """The files are not what they must be. A submission's assignment is open again for others.
-
-    Returns the digests of blobs that may now be deleted. Harmless when repeated.
-    """
-    row = _get(connection, checkpoint_id)
-    if row.state == "refused":
-        return ()
-    want_blobs(connection, checkpoint_id, (), now)
-    _set_state(connection, checkpoint_id, "refused", now, reason=reason)
-    if row.kind == "training":
-        facts = {"assignment": row.assignment, "worker": row.worker, "step": row.step}
-        append(connection, "reject", facts={**facts, "reason": reason}, now=now)
-        return ()
-    standing = get_assignment(connection, row.assignment).standing
-    after = lifecycle.reject(standing, fencing=row.fencing, now=now)
-    if isinstance(after, lifecycle.Refused):
-        return ()
-    store_standing(connection, after, reason=f"submission refused: {reason}", now=now)
-    end_attempt(connection, row.assignment, row.fencing, state="refused", reason=reason, now=now)
-    facts = {"assignment": row.assignment, "fencing": row.fencing, "worker": row.worker}
-    append(connection, "reject", facts={**facts, "reason": reason}, now=now)
-    return discard_training(connection, row.assignment, now)
 
 
 def want_blobs(
@@ -256,75 +177,98 @@ def held_manifests(connection: Connection, worker: str) -> tuple[str, ...]:
     return tuple(connection.execute(query).scalars())
 
 
-def resume_manifest(connection: Connection, assignment: str) -> CheckpointManifest | None:
-    """The newest durable training checkpoint of an assignment."""
-    body = connection.execute(
-        select(checkpoints.c.body)
+def resume_of(connection: Connection, assignment: str, backup_of: str | None) -> Resume | None:
+    """The newest durable training checkpoint of an assignment, or of that which it backs up."""
+    query = (
+        select(checkpoints.c.body, checkpoints.c.assignment, checkpoints.c.fencing)
         .where(
-            checkpoints.c.assignment == assignment,
+            checkpoints.c.assignment.in_([assignment, backup_of or assignment]),
             checkpoints.c.kind == "training",
             checkpoints.c.state == "durable",
         )
-        .order_by(checkpoints.c.step.desc())
+        .order_by(checkpoints.c.step.desc(), checkpoints.c.checkpoint_id.desc())
         .limit(1)
-    ).scalar()
-    return None if body is None else CheckpointManifest.model_validate_json(body)
-
-
-def durable_steps(connection: Connection) -> dict[str, int]:
-    """Assignment to the step of its newest durable training checkpoint."""
-    query = select(checkpoints.c.assignment, checkpoints.c.step).where(
-        checkpoints.c.kind == "training", checkpoints.c.state == "durable"
     )
-    found: dict[str, int] = {}
-    for row in connection.execute(query):
-        found[row.assignment] = max(found.get(row.assignment, 0), row.step)
-    return found
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    manifest = CheckpointManifest.model_validate_json(row.body)
+    return Resume(manifest, row.assignment, row.fencing)
 
 
-def uncollected_steps(connection: Connection, *, since: float) -> dict[str, int]:
-    """Assignment to the step of its newest training checkpoint that was announced after `since`."""
-    query = select(checkpoints.c.assignment, checkpoints.c.step).where(
+def durable_step(connection: Connection, assignment: str) -> int | None:
+    """The step of the newest durable training checkpoint of an assignment."""
+    query = select(func.max(checkpoints.c.step)).where(
+        checkpoints.c.assignment == assignment,
         checkpoints.c.kind == "training",
-        checkpoints.c.state == "announced",
-        checkpoints.c.announced_at > since,
+        checkpoints.c.state == "durable",
     )
-    found: dict[str, int] = {}
-    for row in connection.execute(query):
-        found[row.assignment] = max(found.get(row.assignment, 0), row.step)
-    return found
+    step: int | None = connection.execute(query).scalar()
+    return step
 
 
-def give_up_training(connection: Connection, now: float) -> None:
-    """Training checkpoints that nobody could collect for MIN_COLLECT_SECONDS are wanted no more."""
-    query = select(checkpoints.c.checkpoint_id).where(
-        checkpoints.c.kind == "training",
-        checkpoints.c.state == "announced",
-        checkpoints.c.announced_at <= now - lifecycle.MIN_COLLECT_SECONDS,
+def durable_steps(connection: Connection, ids: Iterable[str] | None = None) -> dict[str, int]:
+    """Assignment to the step of its newest durable training checkpoint; `ids` None: of all."""
+    query = (
+        select(checkpoints.c.assignment, func.max(checkpoints.c.step))
+        .where(checkpoints.c.kind == "training", checkpoints.c.state == "durable")
+        .group_by(checkpoints.c.assignment)
     )
-    discard(connection, list(connection.execute(query).scalars()), now)
+    if ids is not None:
+        query = query.where(checkpoints.c.assignment.in_(list(ids)))
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def discard_training(connection: Connection, assignment: str, now: float) -> tuple[str, ...]:
-    """No training checkpoint of the assignment is needed any more; digests of blobs to delete."""
+def arriving_checkpoints(
+    connection: Connection, ids: Iterable[str] | None = None
+) -> dict[str, tuple[int, float]]:
+    """Assignment to the step of its training checkpoint that is to be collected, and since when."""
+    query = select(checkpoints.c.assignment, checkpoints.c.step, checkpoints.c.announced_at).where(
+        checkpoints.c.kind == "training", checkpoints.c.state == "announced"
+    )
+    if ids is not None:
+        query = query.where(checkpoints.c.assignment.in_(list(ids)))
+    return {row.assignment: (row.step, row.announced_at) for row in connection.execute(query)}
+
+
+def training_checkpoints(connection: Connection, assignment: str) -> list[int]:
+    """Training checkpoints of an assignment that are kept or wanted."""
     query = select(checkpoints.c.checkpoint_id).where(
         checkpoints.c.assignment == assignment,
         checkpoints.c.kind == "training",
         checkpoints.c.state.in_(("announced", "durable")),
     )
-    discard(connection, list(connection.execute(query).scalars()), now)
-    return unneeded_blobs(connection, _superseded_training(connection, assignment))
+    return list(connection.execute(query).scalars())
 
 
-def discard(connection: Connection, ids: list[int], now: float) -> tuple[str, ...]:
-    """Supersede checkpoints; returns the digests of their blobs that nothing else names."""
-    for checkpoint_id in ids:
-        want_blobs(connection, checkpoint_id, (), now)
-        _set_state(connection, checkpoint_id, "superseded", now)
-    return unneeded_blobs(connection, ids)
+def submitted_checkpoints(connection: Connection, assignment: str) -> list[int]:
+    """Experts of an assignment that wait to be collected or verified."""
+    query = select(checkpoints.c.checkpoint_id).where(
+        checkpoints.c.assignment == assignment,
+        checkpoints.c.kind == "expert",
+        checkpoints.c.state.in_(("announced", "durable")),
+    )
+    return list(connection.execute(query).scalars())
 
 
-def unneeded_blobs(connection: Connection, ids: list[int]) -> tuple[str, ...]:
+def superseded_training(connection: Connection, assignment: str) -> list[int]:
+    """Training checkpoints of an assignment that are no longer needed."""
+    query = select(checkpoints.c.checkpoint_id).where(
+        checkpoints.c.assignment == assignment,
+        checkpoints.c.kind == "training",
+        checkpoints.c.state == "superseded",
+    )
+    return list(connection.execute(query).scalars())
+
+
+def superseded(ids: Iterable[int], now: float) -> list[Row]:
+    """What an entry writes of checkpoints that are no longer needed."""
+    return [
+        changed(checkpoints, checkpoint_id=one, state="superseded", decided_at=now) for one in ids
+    ]
+
+
+def unneeded_blobs(connection: Connection, ids: Sequence[int]) -> tuple[str, ...]:
     """Digests of the blobs of these checkpoints that no held checkpoint and no shard names."""
     theirs = select(checkpoint_blobs.c.digest).where(checkpoint_blobs.c.checkpoint_id.in_(ids))
     return unneeded(connection, set(connection.execute(theirs).scalars()))
@@ -335,92 +279,26 @@ def unneeded(connection: Connection, digests: Collection[str]) -> tuple[str, ...
     held = (
         select(checkpoint_blobs.c.digest)
         .join(checkpoints, checkpoints.c.checkpoint_id == checkpoint_blobs.c.checkpoint_id)
-        .where(checkpoints.c.state.in_(_HELD))
+        .where(checkpoints.c.state.in_(HELD), checkpoint_blobs.c.digest.in_(digests))
     )
-    needed = {
-        *connection.execute(held).scalars(),
-        *connection.execute(select(shards.c.digest)).scalars(),
-    }
+    of_shards = select(shards.c.digest).where(shards.c.digest.in_(digests))
+    needed = {*connection.execute(held).scalars(), *connection.execute(of_shards).scalars()}
     return tuple(sorted(set(digests) - needed))
 
 
-def _hold_submission(connection: Connection, row: CheckpointRow, now: float) -> tuple[str, ...]:
-    standing = get_assignment(connection, row.assignment).standing
-    after = lifecycle.collected(standing, fencing=row.fencing)
-    if isinstance(after, lifecycle.Refused):
-        _set_state(connection, row.checkpoint_id, "spare", now)
-        return unneeded_blobs(connection, [row.checkpoint_id])
-    store_standing(connection, after, reason="waiting for verification", now=now)
-    return ()
-
-
-def _drop_older(connection: Connection, row: CheckpointRow, now: float) -> tuple[str, ...]:
-    if get_assignment(connection, row.assignment).state is AssignmentState.ACCEPTED:
-        return discard_training(connection, row.assignment, now)
-    of_it = (checkpoints.c.assignment == row.assignment) & (checkpoints.c.kind == "training")
-    older = select(checkpoints.c.checkpoint_id).where(
-        of_it, checkpoints.c.state == "announced", checkpoints.c.step <= row.step
-    )
-    durable = (
-        select(checkpoints.c.checkpoint_id)
-        .where(of_it, checkpoints.c.state == "durable")
-        .order_by(checkpoints.c.step.desc(), checkpoints.c.checkpoint_id.desc())
-    )
-    drop = list(connection.execute(older).scalars())
-    drop += list(connection.execute(durable).scalars())[KEPT_CHECKPOINTS:]
-    discard(connection, drop, now)
-    return unneeded_blobs(connection, _superseded_training(connection, row.assignment))
-
-
-def _superseded_training(connection: Connection, assignment: str) -> list[int]:
+def _waiting(connection: Connection, announcement: Announcement) -> list[int]:
     query = select(checkpoints.c.checkpoint_id).where(
-        checkpoints.c.assignment == assignment,
+        checkpoints.c.assignment == announcement.assignment,
         checkpoints.c.kind == "training",
-        checkpoints.c.state == "superseded",
+        checkpoints.c.state == "announced",
     )
     return list(connection.execute(query).scalars())
 
 
-def _check(row: CheckpointRow, manifest: CheckpointManifest) -> None:
-    expected = {
-        "kind": row.kind,
-        "spec": row.spec.digest,
-        "worker": row.worker,
-        "step": row.step,
-    }
-    for field, value in expected.items():
-        found = getattr(manifest, field)
-        if found != value:
-            raise LedgerError(
-                f"checkpoint {row.checkpoint_id}: manifest has {field} {found!r}, "
-                f"expected {value!r}"
-            )
-
-
-def _has_blobs(connection: Connection, checkpoint_id: int) -> bool:
-    query = select(checkpoint_blobs).where(checkpoint_blobs.c.checkpoint_id == checkpoint_id)
-    return connection.execute(query.limit(1)).first() is not None
-
-
-def _set_state(
-    connection: Connection, checkpoint_id: int, state: str, now: float, **values: str
-) -> None:
-    connection.execute(
-        update(checkpoints)
-        .where(checkpoints.c.checkpoint_id == checkpoint_id)
-        .values(state=state, decided_at=now, **values)
-    )
-
-
-def _get(connection: Connection, checkpoint_id: int) -> CheckpointRow:
-    found = find_checkpoint(connection, checkpoint_id)
-    if found is None:
-        raise LedgerError(f"checkpoint {checkpoint_id}: unknown")
-    return found
-
-
-def _insert(announcement: Announcement, state: str, now: float) -> Insert:
-    return checkpoints.insert().values(
+def _named(announcement: Announcement, number: int, state: str, now: float) -> Row:
+    return added(
+        checkpoints,
+        checkpoint_id=number,
         assignment=announcement.assignment,
         fencing=announcement.fencing,
         worker=announcement.worker,
@@ -435,14 +313,14 @@ def _insert(announcement: Announcement, state: str, now: float) -> Insert:
 
 
 _SELECT = (
-    select(checkpoints, workers.c.maddrs, specs.c.body.label("spec_body"))
-    .join(workers, workers.c.worker == checkpoints.c.worker)
+    select(checkpoints, presence.c.maddrs, specs.c.body.label("spec_body"))
+    .join(presence, presence.c.worker == checkpoints.c.worker)
     .join(assignments, assignments.c.assignment == checkpoints.c.assignment)
     .join(specs, specs.c.digest == assignments.c.spec)
 )
 
 
-def _checkpoint(row: Row[tuple[object, ...]]) -> CheckpointRow:
+def _checkpoint(row: Found[tuple[object, ...]]) -> CheckpointRow:
     return CheckpointRow(
         checkpoint_id=row.checkpoint_id,
         assignment=row.assignment,

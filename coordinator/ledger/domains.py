@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 
+from coordinator.ledger.entries import added, changed, record
 from coordinator.ledger.errors import LedgerError
 from coordinator.ledger.tables import domains, shards
 from protocol.blobs import ShardManifest, Split
@@ -19,26 +20,23 @@ class DomainRow:
     shards: dict[Split, ShardManifest]
 
 
-def add_domain(connection: Connection, domain: str) -> None:
-    """Harmless when repeated."""
-    if connection.execute(select(domains).where(domains.c.domain == domain)).first() is None:
-        connection.execute(domains.insert().values(domain=domain))
-
-
-def add_shard(connection: Connection, manifest: ShardManifest) -> None:
+def add_shard(connection: Connection, manifest: ShardManifest, *, now: float) -> None:
     """Add a shard, and its domain where it is new. A shard is never replaced: LedgerError."""
-    add_domain(connection, manifest.domain)
     place = (shards.c.domain == manifest.domain) & (shards.c.split == manifest.split)
     found = connection.execute(select(shards.c.body).where(place)).scalar()
     if found is None:
-        connection.execute(
-            shards.insert().values(
-                domain=manifest.domain,
-                split=manifest.split,
-                digest=manifest.blob.digest,
-                body=manifest.model_dump_json(),
-            )
+        new = added(
+            shards,
+            domain=manifest.domain,
+            split=manifest.split,
+            digest=manifest.blob.digest,
+            body=manifest.model_dump_json(),
         )
+        known = select(domains).where(domains.c.domain == manifest.domain)
+        if connection.execute(known).first() is None:
+            record(connection, "shard", added(domains, domain=manifest.domain), new, now=now)
+        else:
+            record(connection, "shard", new, now=now)
     elif ShardManifest.model_validate_json(found) != manifest:
         raise LedgerError(
             f"{manifest.split} shard of {manifest.domain}: holds another one, "
@@ -47,16 +45,11 @@ def add_shard(connection: Connection, manifest: ShardManifest) -> None:
 
 
 def set_domain_class(
-    connection: Connection, domain: str, difficulty: str, seed_perplexity: float
+    connection: Connection, domain: str, difficulty: str, seed_perplexity: float, *, now: float
 ) -> None:
     """Record how hard the domain is for the seed. Raises LedgerError for an unknown domain."""
-    changed = connection.execute(
-        update(domains)
-        .where(domains.c.domain == domain)
-        .values(difficulty=difficulty, seed_perplexity=seed_perplexity)
-    )
-    if changed.rowcount == 0:
-        raise LedgerError(f"domain {domain!r}: unknown, expected one that has shards")
+    row = changed(domains, domain=domain, difficulty=difficulty, seed_perplexity=seed_perplexity)
+    record(connection, "classify", row, now=now)
 
 
 def all_domains(connection: Connection) -> tuple[DomainRow, ...]:

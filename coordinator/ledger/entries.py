@@ -126,6 +126,11 @@ def record(
     return number
 
 
+def last_number(connection: Connection) -> int:
+    """The number of the newest entry; 0 before the first."""
+    return _tail(connection)[0] - 1
+
+
 def next_number(connection: Connection) -> int:
     """The number that the next entry of this transaction gets."""
     return _tail(connection)[0]
@@ -188,7 +193,7 @@ def _tail(connection: Connection) -> tuple[int, str]:
 
 
 def _body(facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    body = {
+    body: dict[str, object] = {
         "facts": dict(facts),
         "rows": [[row.table, row.new, dict(row.values)] for row in rows],
     }

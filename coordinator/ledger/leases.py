@@ -5,34 +5,37 @@ A refusal is a value, so that what was noted on the way (a spare submission) is 
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Update, select, update
+from sqlalchemy import ColumnElement, Connection, and_, select, update
 
 from coordinator import lifecycle
 from coordinator.ledger.assignments import (
-    Attempt,
-    end_attempt,
+    AssignmentRow,
     find_assignment,
-    find_attempt,
     get_assignment,
-    store_standing,
+    standing_row,
+    store_expiry,
 )
+from coordinator.ledger.attempts import Attempt, ended, failed_by, find_attempt
 from coordinator.ledger.checkpoints import (
     Announcement,
-    announce,
-    discard_training,
-    give_up_training,
+    announced,
     keep_spare,
-    resume_manifest,
+    resume_of,
+    training_checkpoints,
 )
-from coordinator.ledger.entries import EntryKind, append
-from coordinator.ledger.run import beat_role, role_beats
-from coordinator.ledger.tables import LIVE_ATTEMPTS, assignments, attempts, checkpoints
+from coordinator.ledger.collection import drop
+from coordinator.ledger.ending import fail_assignment
+from coordinator.ledger.entries import EntryKind, Row, added, changed, record
+from coordinator.ledger.tables import attempts, checkpoints, progress, receipts
 from coordinator.lifecycle import Assignment, Holder, Refused
-from protocol.assignments import AssignmentState
 from protocol.blobs import BlobRef
 from protocol.errors import ErrorCode
 from protocol.manifests import CheckpointManifest
-from protocol.messages import AssignmentHeartbeat, Release, Submission
+from protocol.messages import AssignmentHeartbeat, Release, ReleaseReason, Submission
+from shared.sizing import step_flops
+
+TRAINER_FAILURES: frozenset[ReleaseReason] = frozenset({"trainer_failed", "out_of_memory"})
+"""Typed errors of training itself; enough equal ones of proven workers fail the assignment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,46 +48,55 @@ class OfferTerms:
     reason: str
 
 
+@dataclass(frozen=True)
+class Offered:
+    """An offer that was made: the assignment as it stands, and what training goes on from."""
+
+    row: AssignmentRow
+    standing: Assignment
+    resume: CheckpointManifest | None
+
+
 def offer_assignment(
     connection: Connection, terms: OfferTerms, *, now: float, heartbeat_seconds: float
-) -> Assignment | Refused:
+) -> Offered | Refused:
     """Offer an open assignment to a worker that holds no lease."""
-    standing = get_assignment(connection, terms.assignment).standing
+    row = get_assignment(connection, terms.assignment)
     after = lifecycle.offer(
-        standing, worker=terms.worker, now=now, heartbeat_seconds=heartbeat_seconds
+        row.standing, worker=terms.worker, now=now, heartbeat_seconds=heartbeat_seconds
     )
     if isinstance(after, Refused):
         return after
-    connection.execute(
-        attempts.insert().values(
-            assignment=after.assignment,
-            fencing=after.fencing,
-            worker=terms.worker,
-            state="offered",
-            free_memory_bytes=terms.free_memory_bytes,
-            offer_reason=terms.reason,
-            offered_at=now,
-            step=0,
-            tokens_per_second=0.0,
-            progressed_at=now,
-            reason="",
-        )
+    resume = resume_of(connection, terms.assignment, row.backup_of)
+    attempt = added(
+        attempts,
+        assignment=after.assignment,
+        fencing=after.fencing,
+        worker=terms.worker,
+        state="offered",
+        free_memory_bytes=terms.free_memory_bytes,
+        offer_reason=terms.reason,
+        offered_at=now,
+        resumed_from=resume.manifest.worker if resume else None,
+        resumed_assignment=resume.assignment if resume else None,
+        resumed_fencing=resume.fencing if resume else None,
+        resumed_step=resume.manifest.step if resume else 0,
+        reason="",
     )
-    store_standing(connection, after, reason=terms.reason, now=now)
-    _record(connection, "offer", after, now, reason=terms.reason)
-    return after
-
-
-def take_resume(connection: Connection, assignment: str, fencing: int) -> CheckpointManifest | None:
-    """The checkpoint that this attempt goes on from, which is noted with its author."""
-    manifest = resume_manifest(connection, assignment)
-    if manifest is not None:
-        connection.execute(
-            update(attempts)
-            .where(attempts.c.assignment == assignment, attempts.c.fencing == fencing)
-            .values(resumed_from=manifest.worker, resumed_step=manifest.step)
-        )
-    return manifest
+    _record(connection, "offer", after, attempt, reason=terms.reason, now=now)
+    connection.execute(
+        progress.insert(),
+        {
+            "assignment": after.assignment,
+            "fencing": after.fencing,
+            "expires_at": after.expires_at,
+            "step": 0,
+            "tokens_per_second": 0.0,
+            "started_at": now,
+            "progressed_at": now,
+        },
+    )
+    return Offered(row, after, resume.manifest if resume else None)
 
 
 def acknowledge_lease(
@@ -96,49 +108,58 @@ def acknowledge_lease(
     heartbeat_seconds: float,
 ) -> Assignment | Refused:
     """The worker starts; harmless when repeated."""
-    standing = _find(connection, assignment)
-    if isinstance(standing, Refused):
-        return standing
-    after = lifecycle.acknowledge(standing, holder, now=now, heartbeat_seconds=heartbeat_seconds)
-    if isinstance(after, Refused) or after == standing:
-        return after
-    connection.execute(_attempt_update(after).values(state="running", progressed_at=now))
-    store_standing(connection, after, now=now)
-    _record(connection, "acknowledge", after, now)
-    return after
+    row = find_assignment(connection, assignment)
+    if row is None:
+        return _unknown(assignment)
+    return _acknowledge(connection, row, holder, now=now, heartbeat_seconds=heartbeat_seconds)
 
 
-def renew_lease(
+def renew_lease(  # noqa: PLR0913 - who beats, what it said, and by what it is judged
     connection: Connection,
     assignment: str,
     beat: AssignmentHeartbeat,
     *,
     worker: str,
+    flops_per_second: float,
     now: float,
     heartbeat_seconds: float,
 ) -> Assignment | Refused:
-    """A heartbeat: progress is noted, a newly named checkpoint is to be collected. No entry."""
+    """A heartbeat: progress is noted, a newly named checkpoint is to be collected.
+
+    The first one acknowledges an offer. A trainer that stands still loses its lease in the end,
+    however often its worker beats; `flops_per_second` is what its worker measured, to judge the
+    time before the first step.
+    """
     row = find_assignment(connection, assignment)
     if row is None:
         return _unknown(assignment)
-    standing, num_steps = row.standing, row.spec.train.num_steps
-    impossible = _impossible_step(beat.checkpoint_step, num_steps)
+    impossible = _impossible_step(beat.checkpoint_step, row.spec.train.num_steps)
     if impossible is not None:
         return impossible
     holder = Holder(worker=worker, fencing=beat.fencing)
-    after = lifecycle.renew(standing, holder, now=now, heartbeat_seconds=heartbeat_seconds)
+    running = _acknowledge(connection, row, holder, now=now, heartbeat_seconds=heartbeat_seconds)
+    if isinstance(running, Refused):
+        return running
+    attempt = find_attempt(connection, assignment, beat.fencing)
+    assert attempt is not None, f"{assignment} has no attempt {beat.fencing}"
+    advanced = attempt.step < beat.step <= row.spec.train.num_steps
+    last = (beat.step, now) if advanced else (attempt.step, attempt.progressed_at)
+    stalls_at = last[1] + lifecycle.stall_seconds(
+        step_seconds=_step_seconds(attempt, row, last, flops_per_second),
+        heartbeat_seconds=heartbeat_seconds,
+        has_stepped=last[0] > attempt.resumed_step,
+    )
+    after = lifecycle.renew(
+        running, holder, now=now, heartbeat_seconds=heartbeat_seconds, stalls_at=stalls_at
+    )
     if isinstance(after, Refused):
         return after
-    store_standing(connection, after, now=now)
-    progress: dict[str, object] = {
-        "loss": beat.loss,
-        "tokens_per_second": beat.tokens_per_second,
-    }
-    before = find_attempt(connection, assignment, beat.fencing)
-    if before is not None and before.step < beat.step <= num_steps:
-        progress |= {"step": beat.step, "progressed_at": now}
-    connection.execute(_attempt_update(after).values(**progress))
-    _announce_training(connection, after, beat.checkpoint, beat.checkpoint_step, now)
+    values = {"expires_at": after.expires_at, "step": last[0], "progressed_at": last[1]}
+    values |= {"loss": beat.loss, "tokens_per_second": beat.tokens_per_second}
+    connection.execute(update(progress).where(_newest(after)).values(values))
+    named = _named_training(connection, after, beat.checkpoint, beat.checkpoint_step, now)
+    if named:
+        record(connection, "announce", *named, facts=_facts(after), now=now)
     return after
 
 
@@ -175,160 +196,113 @@ def submit_expert(
         if after.code is ErrorCode.LEASE_LOST and attempt and attempt.worker == worker:
             keep_spare(connection, named, now)
         return after
-    announce(connection, named, now)
-    end_attempt(connection, assignment, after.fencing, state="submitted", reason="", now=now)
-    connection.execute(
-        _attempt_update(after).values(
-            step=named.step, tokens_per_second=submission.tokens_per_second, progressed_at=now
-        )
-    )
-    store_standing(connection, after, reason="waiting to be collected", now=now)
-    _record(connection, "submit", after, now, manifest=submission.manifest.digest)
+    rows = [
+        ended(assignment, after.fencing, state="submitted", reason="", now=now),
+        *announced(connection, named, now),
+    ]
+    _record(connection, "submit", after, *rows, reason="waiting to be collected", now=now)
+    store_expiry(connection, after)
+    values = {"step": named.step, "tokens_per_second": submission.tokens_per_second}
+    values |= {"progressed_at": now}
+    connection.execute(update(progress).where(_newest(after)).values(values))
     return after
 
 
 def release_lease(
-    connection: Connection, assignment: str, release: Release, *, worker: str, now: float
+    connection: Connection,
+    assignment: str,
+    release: Release,
+    *,
+    worker: str,
+    max_attempts: int,
+    now: float,
 ) -> Assignment | Refused:
     """The worker gives its lease back, naming its newest checkpoint; harmless when repeated.
 
     Where training failed right from another worker's checkpoint on, that one is suspect: its author
-    is excluded and the next attempt starts afresh.
+    is excluded and the next attempt starts afresh. Where proven workers failed `max_attempts` times
+    with the same typed error, the assignment has failed.
     """
     row = find_assignment(connection, assignment)
     if row is None:
         return _unknown(assignment)
-    standing = row.standing
     impossible = _impossible_step(release.checkpoint_step, row.spec.train.num_steps)
     if impossible is not None:
         return impossible
     attempt = find_attempt(connection, assignment, release.fencing)
     if attempt is not None and attempt.worker == worker and attempt.state == "released":
-        return standing
+        return row.standing
     holder = Holder(worker=worker, fencing=release.fencing)
-    after = lifecycle.release(standing, holder, now=now)
+    after = lifecycle.release(row.standing, holder, now=now)
     if isinstance(after, Refused):
         return after
-    _announce_training(connection, standing, release.checkpoint, release.checkpoint_step, now)
-    if (
-        release.reason == "trainer_failed"
-        and attempt is not None
-        and attempt.foreign_author is not None
-        and attempt.step <= attempt.resumed_step
-    ):
-        after = lifecycle.exclude(after, attempt.foreign_author)
-        # Their blobs go with the assignment's next checkpoint or its end.
-        discard_training(connection, assignment, now)
-    end_attempt(
-        connection,
-        assignment,
-        release.fencing,
-        state="released",
-        reason=release.reason,
-        now=now,
+    rows = [ended(assignment, release.fencing, state="released", reason=release.reason, now=now)]
+    rows += _named_training(
+        connection, row.standing, release.checkpoint, release.checkpoint_step, now
     )
-    store_standing(connection, after, reason=f"released: {release.reason}", now=now)
-    _record(connection, "release", standing, now, reason=release.reason, detail=release.detail)
+    if release.reason == "trainer_failed" and attempt is not None and _failed_at_once(attempt):
+        assert attempt.resumed_from is not None
+        after = lifecycle.exclude(after, attempt.resumed_from)
+        # Their blobs go with the assignment's next checkpoint or its end.
+        rows = rows[:1] + drop(connection, training_checkpoints(connection, assignment), now)
+    words, who = f"released: {release.reason}", {"worker": worker, "detail": release.detail}
+    _record(connection, "release", after, *rows, reason=words, now=now, **who)
+    store_expiry(connection, after)
+    _fail_if_broken(connection, assignment, release.reason, max_attempts=max_attempts, now=now)
     return after
 
 
-def count_uncollected(connection: Connection, worker: str) -> int:
-    """How many submissions of a worker wait to be collected."""
-    return len(_uncollected(connection, worker))
+def _acknowledge(
+    connection: Connection,
+    row: AssignmentRow,
+    holder: Holder,
+    *,
+    now: float,
+    heartbeat_seconds: float,
+) -> Assignment | Refused:
+    after = lifecycle.acknowledge(
+        row.standing, holder, now=now, heartbeat_seconds=heartbeat_seconds
+    )
+    if isinstance(after, Refused) or after == row.standing:
+        return after
+    running = changed(attempts, assignment=after.assignment, fencing=after.fencing, state="running")
+    _record(connection, "acknowledge", after, running, now=now)
+    values = {"expires_at": after.expires_at, "started_at": now, "progressed_at": now}
+    connection.execute(update(progress).where(_newest(after)).values(values))
+    return after
 
 
-def keep_submissions(
-    connection: Connection, worker: str, *, now: float, heartbeat_seconds: float
+def _step_seconds(
+    attempt: Attempt, row: AssignmentRow, last: tuple[int, float], flops_per_second: float
+) -> float:
+    """Seconds a step: measured in this attempt, else expected of the worker's speed."""
+    step, progressed_at = last
+    if step > attempt.resumed_step:
+        return (progressed_at - attempt.started_at) / (step - attempt.resumed_step)
+    return step_flops(row.spec) / flops_per_second
+
+
+def _failed_at_once(attempt: Attempt) -> bool:
+    return attempt.foreign_author is not None and attempt.step <= attempt.resumed_step
+
+
+def _fail_if_broken(
+    connection: Connection,
+    assignment: str,
+    reason: ReleaseReason,
+    *,
+    max_attempts: int,
+    now: float,
 ) -> None:
-    """A worker that lives keeps the submissions that nobody collected from it yet."""
-    for assignment in _uncollected(connection, worker):
-        standing = get_assignment(connection, assignment).standing
-        after = lifecycle.keep_submission(
-            standing, worker=worker, now=now, heartbeat_seconds=heartbeat_seconds
-        )
-        store_standing(connection, after, now=now)
-
-
-def expire_leases(connection: Connection, now: float) -> tuple[Assignment, ...]:
-    """Offers, leases and submissions whose time ran out: open again. Returns them as they were.
-
-    Training checkpoints that nobody could collect are given up too.
-    """
-    give_up_training(connection, now)
-    due = select(assignments.c.assignment).where(assignments.c.expires_at <= now)
-    expired = []
-    for assignment in list(connection.execute(due).scalars()):
-        standing = get_assignment(connection, assignment).standing
-        after = lifecycle.expire(standing, now=now)
-        if isinstance(after, Refused):
-            continue
-        end_attempt(
-            connection, assignment, standing.fencing, state="expired", reason="expired", now=now
-        )
-        connection.execute(
-            update(checkpoints)
-            .where(
-                checkpoints.c.assignment == assignment,
-                checkpoints.c.kind == "expert",
-                checkpoints.c.state == "announced",
-            )
-            .values(state="superseded", decided_at=now)
-        )
-        store_standing(connection, after, reason=f"{standing.state} ran out", now=now)
-        _record(connection, "expire", standing, now, state=standing.state.value)
-        expired.append(standing)
-    return tuple(expired)
-
-
-def extend_leases(connection: Connection, seconds: float) -> int:
-    """Shift every expiry by `seconds`; returns how many."""
-    waiting = assignments.c.expires_at.is_not(None)
-    return connection.execute(
-        update(assignments)
-        .where(waiting)
-        .values(
-            expires_at=assignments.c.expires_at + seconds,
-            collect_by=assignments.c.collect_by + seconds,
-        )
-    ).rowcount
-
-
-def forgive_downtime(connection: Connection, *, now: float, tolerance_seconds: float) -> float:
-    """Extend every lease by the time in which the api did not listen; returns that time.
-
-    A gap between signs of life of at most `tolerance_seconds` is normal and forgives nothing. The
-    api calls this before it judges any lease, so that neither a restart nor a pause costs one.
-    """
-    last = role_beats(connection).get("api")
-    gap = 0.0 if last is None else now - last
-    if gap <= tolerance_seconds:
-        return 0.0
-    extend_leases(connection, gap)
-    beat_role(connection, "api", now)
-    return gap
-
-
-def live_lease_of(connection: Connection, worker: str) -> Attempt | None:
-    """The lease or offer that a worker holds."""
-    query = select(attempts.c.assignment, attempts.c.fencing).where(
-        attempts.c.worker == worker, attempts.c.state.in_(LIVE_ATTEMPTS)
-    )
-    row = connection.execute(query).one_or_none()
-    return None if row is None else find_attempt(connection, row.assignment, row.fencing)
-
-
-def _uncollected(connection: Connection, worker: str) -> list[str]:
-    waiting = select(assignments.c.assignment).where(
-        assignments.c.worker == worker,
-        assignments.c.state == AssignmentState.SUBMITTED.value,
-        assignments.c.expires_at.is_not(None),
-    )
-    return list(connection.execute(waiting).scalars())
-
-
-def _find(connection: Connection, assignment: str) -> Assignment | Refused:
-    row = find_assignment(connection, assignment)
-    return _unknown(assignment) if row is None else row.standing
+    if reason not in TRAINER_FAILURES:
+        return
+    workers = failed_by(connection, assignment, reason)
+    query = select(receipts.c.worker).where(receipts.c.worker.in_(workers)).distinct()
+    proven = set(connection.execute(query).scalars())
+    if lifecycle.is_broken(workers, proven=proven, max_attempts=max_attempts):
+        row = get_assignment(connection, assignment)
+        words = f"{len(workers)} attempts ended with {reason}, by proven workers too"
+        fail_assignment(connection, row, reason=words, now=now)
 
 
 def _unknown(assignment: str) -> Refused:
@@ -353,11 +327,11 @@ def _submitted_before(connection: Connection, named: Announcement, standing: Ass
     return connection.execute(query).first() is not None
 
 
-def _announce_training(
+def _named_training(
     connection: Connection, standing: Assignment, manifest: BlobRef | None, step: int, now: float
-) -> None:
+) -> list[Row]:
     if manifest is None or standing.worker is None:
-        return
+        return []
     announcement = Announcement(
         assignment=standing.assignment,
         worker=standing.worker,
@@ -366,21 +340,32 @@ def _announce_training(
         step=step,
         manifest=manifest,
     )
-    announce(connection, announcement, now)
+    return announced(connection, announcement, now)
 
 
-def _attempt_update(standing: Assignment) -> Update:
-    return update(attempts).where(
-        attempts.c.assignment == standing.assignment, attempts.c.fencing == standing.fencing
+def _newest(standing: Assignment) -> ColumnElement[bool]:
+    return and_(
+        progress.c.assignment == standing.assignment, progress.c.fencing == standing.fencing
     )
 
 
-def _record(
-    connection: Connection, kind: EntryKind, standing: Assignment, now: float, **facts: str
-) -> None:
-    known = {
+def _facts(standing: Assignment) -> dict[str, str | int | None]:
+    return {
         "assignment": standing.assignment,
         "fencing": standing.fencing,
         "worker": standing.worker,
     }
-    append(connection, kind, facts={**known, **facts}, now=now)
+
+
+def _record(
+    connection: Connection,
+    kind: EntryKind,
+    after: Assignment,
+    *rows: Row,
+    now: float,
+    reason: str | None = None,
+    **others: str,
+) -> None:
+    facts = {**_facts(after), **others}
+    written = standing_row(after, reason=reason, now=now)
+    record(connection, kind, written, *rows, facts=facts, now=now)

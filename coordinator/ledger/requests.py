@@ -35,15 +35,19 @@ def keep_answer(
     answer: str,
     now: float,
 ) -> None:
-    """Remember an answer; forget this worker's old ones."""
-    old = (requests.c.worker == worker) & (requests.c.at <= now - KEEP_SECONDS)
-    connection.execute(delete(requests).where(old))
+    """Remember an answer for KEEP_SECONDS."""
     connection.execute(
-        requests.insert().values(
-            worker=worker,
-            request_id=request_id,
-            body_digest=body_digest,
-            answer=answer,
-            at=now,
-        )
+        requests.insert(),
+        {
+            "worker": worker,
+            "request_id": request_id,
+            "body_digest": body_digest,
+            "answer": answer,
+            "at": now,
+        },
     )
+
+
+def forget_answers(connection: Connection, now: float) -> None:
+    """Forget old answers: a request repeated after so long is a new one."""
+    connection.execute(delete(requests).where(requests.c.at <= now - KEEP_SECONDS))

@@ -1,31 +1,50 @@
 """Verification, accepted checkpoints, evaluations and result tables."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, func, select
+from sqlalchemy import Row as Found
 
 from coordinator import lifecycle
+from coordinator.credit import steps_by_worker
 from coordinator.ledger.assignments import (
     AssignmentRow,
     all_assignments,
-    end_attempt,
-    find_attempt,
     get_assignment,
+    live_twins,
     parse_spec,
-    store_standing,
+    standing_row,
+    store_expiry,
 )
-from coordinator.ledger.checkpoints import discard_training, unneeded_blobs
+from coordinator.ledger.attempts import ended, find_attempt, tries
+from coordinator.ledger.checkpoints import (
+    superseded_training,
+    training_checkpoints,
+    unneeded_blobs,
+)
+from coordinator.ledger.collection import drop
 from coordinator.ledger.domains import DomainRow, all_domains
-from coordinator.ledger.entries import append
+from coordinator.ledger.ending import cancel_assignment
+from coordinator.ledger.entries import Row, added, changed, next_number, record
 from coordinator.ledger.errors import LedgerError
 from coordinator.ledger.run import get_run
-from coordinator.ledger.tables import assignments, checkpoints, evaluations, results, specs
+from coordinator.ledger.tables import (
+    assignments,
+    checkpoints,
+    evaluations,
+    receipts,
+    results,
+    specs,
+)
 from coordinator.names import checkpoint_name
 from coordinator.scoring.verification import Accepted, Decision, Rejected
-from protocol.digests import digest_value
+from protocol.assignments import AssignmentState
 from protocol.manifests import CheckpointManifest
 from protocol.messages import Phase, ResultTable
 from protocol.specs import ExpertSpec
+from shared.sizing import step_flops
 
 
 @dataclass(frozen=True)
@@ -117,73 +136,121 @@ def record_verification(
 ) -> tuple[str, ...]:
     """Write down the decision on a durable submission; `reason` is what its worker may read.
 
-    Not accepted, the assignment is open again for other workers and starts afresh: the training
+    Accepted, it earns receipts, and a backup or the original that it overtook is cancelled. Not
+    accepted, the assignment is open again for other workers and starts afresh: the training
     checkpoints that led there are dropped. Returns the digests of blobs that may now be deleted.
     Raises LedgerError when there is no such submission.
     """
-    standing = get_assignment(connection, assignment).standing
+    found = get_assignment(connection, assignment)
+    submission = _submission(connection, assignment, fencing)
     attempt = find_attempt(connection, assignment, fencing)
     author = None if attempt is None else attempt.foreign_author
-    accepted = isinstance(decision, Accepted)
+    is_accepted = isinstance(decision, Accepted)
     after = (
-        lifecycle.accept(standing, fencing=fencing)
-        if accepted
-        else lifecycle.reject(standing, fencing=fencing, now=now, author=author)
+        lifecycle.accept(found.standing, fencing=fencing)
+        if is_accepted
+        else lifecycle.reject(found.standing, fencing=fencing, now=now, author=author)
     )
     if isinstance(after, lifecycle.Refused):
         raise LedgerError(after.message)
     outcome = type(decision).__name__.lower()
-    mine = (
-        (checkpoints.c.assignment == assignment)
-        & (checkpoints.c.fencing == fencing)
-        & (checkpoints.c.kind == "expert")
-        & (checkpoints.c.state == "durable")
-    )
-    row = connection.execute(select(checkpoints).where(mine)).one_or_none()
-    if row is None:
-        raise LedgerError(f"assignment {assignment}: its submission is not durable")
-    connection.execute(
-        checkpoints.update()
-        .where(checkpoints.c.checkpoint_id == row.checkpoint_id)
-        .values(state=outcome, reason=reason, decided_at=now)
-    )
-    end_attempt(connection, assignment, fencing, state=outcome, reason=reason, now=now)
-    store_standing(connection, after, reason=f"{outcome}: {reason}", now=now)
+    dropped = training_checkpoints(connection, assignment)
+    rows = [
+        changed(
+            checkpoints,
+            checkpoint_id=submission.checkpoint_id,
+            state=outcome,
+            reason=reason,
+            decided_at=now,
+        ),
+        ended(assignment, fencing, state=outcome, reason=reason, now=now),
+        standing_row(after, reason=f"{outcome}: {reason}", now=now),
+        *drop(connection, dropped, now),
+    ]
+    if is_accepted:
+        rows += _earned(connection, found, submission.manifest_digest, now)
     facts = {
         "assignment": assignment,
         "fencing": fencing,
-        "worker": row.worker,
-        "manifest": row.manifest_digest,
+        "worker": submission.worker,
         "outcome": outcome,
         "reason": reason,
+        "resumed_from": author,
     }
-    if author is not None:
-        facts["resumed_from"] = author
-    append(connection, "accept" if accepted else "reject", facts=facts, now=now)
-    unneeded = set(discard_training(connection, assignment, now))
+    record(connection, "accept" if is_accepted else "reject", *rows, facts=facts, now=now)
+    store_expiry(connection, after)
+    unneeded: set[str] = set()
+    if is_accepted:
+        for twin in live_twins(connection, found):
+            words = f"{assignment} of the same spec was accepted first"
+            unneeded |= set(cancel_assignment(connection, twin, reason=words, now=now))
+    unneeded |= set(unneeded_blobs(connection, superseded_training(connection, assignment)))
     if isinstance(decision, Rejected):
-        unneeded |= set(unneeded_blobs(connection, [row.checkpoint_id]))
+        unneeded |= set(unneeded_blobs(connection, [submission.checkpoint_id]))
     return tuple(sorted(unneeded))
+
+
+def _canonical(rows: tuple[AssignmentRow, ...]) -> tuple[AssignmentRow, ...]:
+    """One row for each spec: the original, or the backup that was accepted in its place."""
+    overtook = {
+        row.backup_of: row
+        for row in rows
+        if row.backup_of is not None and row.state is AssignmentState.ACCEPTED
+    }
+    return tuple(overtook.get(row.assignment, row) for row in rows if row.backup_of is None)
+
+
+def _submission(connection: Connection, assignment: str, fencing: int) -> Found[Any]:
+    query = select(checkpoints).where(
+        checkpoints.c.assignment == assignment,
+        checkpoints.c.fencing == fencing,
+        checkpoints.c.kind == "expert",
+        checkpoints.c.state == "durable",
+    )
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise LedgerError(f"assignment {assignment}: its submission is not durable")
+    return row
+
+
+def _earned(connection: Connection, found: AssignmentRow, manifest: str, now: float) -> list[Row]:
+    number, spec = next_number(connection), found.spec
+    done = steps_by_worker(
+        tries(connection, spec.digest),
+        last=(found.assignment, found.standing.fencing),
+        num_steps=spec.train.num_steps,
+    )
+    return [
+        added(
+            receipts,
+            entry=number,
+            worker=worker,
+            assignment=found.assignment,
+            spec=spec.digest,
+            manifest=manifest,
+            num_steps=steps,
+            credit=step_flops(spec) * steps,
+            accepted_at=now,
+        )
+        for worker, steps in done.items()
+    ]
 
 
 def accepted(connection: Connection) -> dict[str, AcceptedRow]:
     """Spec digest to its canonical checkpoint."""
-    query = (
-        select(checkpoints, specs.c.digest, specs.c.body.label("spec_body"))
-        .join(assignments, assignments.c.assignment == checkpoints.c.assignment)
-        .join(specs, specs.c.digest == assignments.c.spec)
-        .where(checkpoints.c.state == "accepted")
-    )
-    return {
-        row.digest: AcceptedRow(
-            spec=parse_spec(row.spec_body),
-            manifest=CheckpointManifest.model_validate_json(row.body),
-            manifest_digest=row.manifest_digest,
-            worker=row.worker,
-            folder=expert_folder(parse_spec(row.spec_body)),
-        )
-        for row in connection.execute(query)
-    }
+    return {row.digest: _accepted(row) for row in connection.execute(_ACCEPTED)}
+
+
+def accepted_of(connection: Connection, spec_digest: str) -> AcceptedRow | None:
+    """The canonical checkpoint of one spec."""
+    row = connection.execute(_ACCEPTED.where(specs.c.digest == spec_digest)).one_or_none()
+    return None if row is None else _accepted(row)
+
+
+def accepted_specs(connection: Connection) -> set[str]:
+    """Digests of the specs that have a canonical checkpoint."""
+    query = select(assignments.c.spec).where(assignments.c.state == "accepted")
+    return set(connection.execute(query).scalars())
 
 
 def record_evaluation(  # noqa: PLR0913 - one column each
@@ -197,42 +264,42 @@ def record_evaluation(  # noqa: PLR0913 - one column each
     now: float,
 ) -> None:
     """How well the accepted checkpoint of a spec predicts a shard; the newest value counts."""
+    values = {
+        "spec": spec_digest,
+        "shard": shard_digest,
+        "mean_log_likelihood": mean_log_likelihood,
+        "perplexity": perplexity,
+        "bits_per_byte": bits_per_byte,
+        "recorded_at": now,
+    }
     key = (evaluations.c.spec == spec_digest) & (evaluations.c.shard == shard_digest)
-    connection.execute(delete(evaluations).where(key))
-    connection.execute(
-        evaluations.insert().values(
-            spec=spec_digest,
-            shard=shard_digest,
-            mean_log_likelihood=mean_log_likelihood,
-            perplexity=perplexity,
-            bits_per_byte=bits_per_byte,
-            recorded_at=now,
-        )
-    )
+    known = connection.execute(select(evaluations.c.spec).where(key)).first() is not None
+    row = changed(evaluations, **values) if known else added(evaluations, **values)
+    record(connection, "evaluate", row, now=now)
 
 
 def all_evaluations(connection: Connection) -> tuple[EvaluationRow, ...]:
     """Every evaluation, by spec and shard."""
     query = select(evaluations).order_by(evaluations.c.spec, evaluations.c.shard)
-    return tuple(
-        EvaluationRow(
-            spec_digest=row.spec,
-            shard_digest=row.shard,
-            mean_log_likelihood=row.mean_log_likelihood,
-            perplexity=row.perplexity,
-            bits_per_byte=row.bits_per_byte,
-            recorded_at=row.recorded_at,
-        )
-        for row in connection.execute(query)
-    )
+    return tuple(map(_evaluation, connection.execute(query)))
+
+
+def newest_evaluations(
+    connection: Connection, shards: Sequence[str], *, limit: int
+) -> tuple[EvaluationRow, ...]:
+    """The newest evaluations on these shards, newest first."""
+    query = select(evaluations).where(evaluations.c.shard.in_(shards))
+    ordered = query.order_by(evaluations.c.recorded_at.desc(), evaluations.c.spec)
+    return tuple(map(_evaluation, connection.execute(ordered.limit(limit))))
 
 
 def record_results(connection: Connection, table: ResultTable, now: float) -> None:
     """Keep a result table; harmless when the newest one is equal."""
     if newest_results(connection) == table:
         return
-    connection.execute(results.insert().values(body=table.model_dump_json(), recorded_at=now))
-    append(connection, "results", facts={"table": digest_value(table)}, now=now)
+    number = next_number(connection)
+    row = added(results, number=number, body=table.model_dump_json(), recorded_at=now)
+    record(connection, "results", row, now=now)
 
 
 def newest_results(connection: Connection) -> ResultTable | None:
@@ -254,7 +321,37 @@ def snapshot(connection: Connection) -> RunSnapshot:
     return RunSnapshot(
         phase=get_run(connection).phase,
         domains=all_domains(connection),
-        assignments=all_assignments(connection),
+        assignments=_canonical(all_assignments(connection)),
         evaluations=all_evaluations(connection),
         results=newest_results(connection),
+    )
+
+
+_ACCEPTED = (
+    select(checkpoints, specs.c.digest, specs.c.body.label("spec_body"))
+    .join(assignments, assignments.c.assignment == checkpoints.c.assignment)
+    .join(specs, specs.c.digest == assignments.c.spec)
+    .where(checkpoints.c.state == "accepted")
+)
+
+
+def _accepted(row: Found[Any]) -> AcceptedRow:
+    spec = parse_spec(row.spec_body)
+    return AcceptedRow(
+        spec=spec,
+        manifest=CheckpointManifest.model_validate_json(row.body),
+        manifest_digest=row.manifest_digest,
+        worker=row.worker,
+        folder=expert_folder(spec),
+    )
+
+
+def _evaluation(row: Found[Any]) -> EvaluationRow:
+    return EvaluationRow(
+        spec_digest=row.spec,
+        shard_digest=row.shard,
+        mean_log_likelihood=row.mean_log_likelihood,
+        perplexity=row.perplexity,
+        bits_per_byte=row.bits_per_byte,
+        recorded_at=row.recorded_at,
     )

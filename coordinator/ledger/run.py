@@ -4,26 +4,34 @@ import json
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select, update
 
-from coordinator.ledger.entries import append
+from coordinator.ledger.entries import added, changed, record
 from coordinator.ledger.errors import LedgerError
-from coordinator.ledger.tables import entries, roles
+from coordinator.ledger.tables import roles
 from coordinator.ledger.tables import run as _run
 from protocol.messages import Phase
 
 Role = Literal["api", "network", "scorer"]
 ROLES: tuple[Role, ...] = ("api", "network", "scorer")
 
+_ONLY = 1
+"""A ledger holds one run."""
+
 
 @dataclass(frozen=True)
 class RunRow:
-    """The run as it stands. `maddrs` and `blob_url` are empty until the network role listens."""
+    """The run as it stands. Paused, it makes no new offers.
+
+    `maddrs` and `blob_url` are empty until the network role listens.
+    """
 
     run: str
     coordinator: str
     phase: Phase
+    phase_since: float
     phase_reason: str
+    paused: bool
     round: int
     maddrs: tuple[str, ...]
     blob_url: str | None
@@ -34,19 +42,18 @@ def create_run(connection: Connection, *, run: str, coordinator: str, now: float
     """Name the ledger's one run. Harmless when repeated; LedgerError if it belongs to another."""
     found = find_run(connection)
     if found is None:
-        connection.execute(
-            _run.insert().values(
-                id=1,
-                run=run,
-                coordinator=coordinator,
-                phase="preparing",
-                phase_reason="",
-                round=1,
-                maddrs="[]",
-                created_at=now,
-            )
+        row = added(
+            _run,
+            id=_ONLY,
+            run=run,
+            coordinator=coordinator,
+            phase="preparing",
+            phase_since=now,
+            round=1,
+            paused=0,
+            created_at=now,
         )
-        append(connection, "phase", facts={"phase": "preparing", "run": run}, now=now)
+        record(connection, "run", row, now=now)
     elif (found.run, found.coordinator) != (run, coordinator):
         raise LedgerError(
             f"ledger: holds run {found.run!r} of coordinator {found.coordinator}, "
@@ -63,6 +70,8 @@ def find_run(connection: Connection) -> RunRow | None:
         run=row.run,
         coordinator=row.coordinator,
         phase=cast(Phase, row.phase),
+        phase_since=row.phase_since,
+        paused=bool(row.paused),
         phase_reason=row.phase_reason,
         round=row.round,
         maddrs=tuple(json.loads(row.maddrs)),
@@ -79,21 +88,23 @@ def get_run(connection: Connection) -> RunRow:
     return found
 
 
-def phase_since(connection: Connection) -> float:
-    """When the run entered its phase."""
-    query = select(func.max(entries.c.at)).where(entries.c.kind == "phase")
-    moment: float | None = connection.execute(query).scalar()
-    return get_run(connection).created_at if moment is None else moment
-
-
 def set_phase(connection: Connection, phase: Phase, reason: str, now: float) -> None:
     """Say what the run is doing and why. An entry is written when the phase changes."""
     found = get_run(connection)
     if (found.phase, found.phase_reason) == (phase, reason):
         return
-    connection.execute(update(_run).values(phase=phase, phase_reason=reason))
     if found.phase != phase:
-        append(connection, "phase", facts={"phase": phase, "reason": reason}, now=now)
+        row = changed(_run, id=_ONLY, phase=phase, phase_since=now)
+        record(connection, "phase", row, facts={"reason": reason}, now=now)
+    connection.execute(update(_run).values(phase_reason=reason))
+
+
+def set_paused(connection: Connection, paused: bool, *, reason: str, now: float) -> None:
+    """The operator stops or resumes new offers; running leases go on. Harmless when repeated."""
+    if get_run(connection).paused == paused:
+        return
+    row = changed(_run, id=_ONLY, paused=int(paused))
+    record(connection, "pause" if paused else "resume", row, facts={"reason": reason}, now=now)
 
 
 def set_network(

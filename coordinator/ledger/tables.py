@@ -74,7 +74,8 @@ assignments = Table(
     metadata,
     Column("assignment", String(17), primary_key=True),
     Column("spec", ForeignKey("specs.digest"), nullable=False),
-    Column("backup_of", ForeignKey("assignments.assignment")),
+    Column("kind", String(8), nullable=False),
+    Column("backup_of", ForeignKey("assignments.assignment"), index=True),
     Column("shard", Text, nullable=False),
     Column("schemes", Text, nullable=False),
     Column("state", String(16), nullable=False, index=True),
@@ -113,6 +114,7 @@ attempts = Table(
     Column("offered_at", Float, nullable=False),
     Column("ended_at", Float),
     Column("resumed_from", String(64)),
+    Column("resumed_assignment", String(17)),
     Column("resumed_fencing", Integer),
     Column("resumed_step", Integer, nullable=False),
     Column("reason", Text, nullable=False),
@@ -203,9 +205,7 @@ progress = Table(
     Column("tokens_per_second", Float, nullable=False),
     Column("started_at", Float, nullable=False),
     Column("progressed_at", Float, nullable=False),
-    ForeignKeyConstraint(
-        ["assignment", "fencing"], ["attempts.assignment", "attempts.fencing"]
-    ),
+    ForeignKeyConstraint(["assignment", "fencing"], ["attempts.assignment", "attempts.fencing"]),
 )
 """What heartbeats renew, a row an attempt. `started_at`: when it was acknowledged."""
 
@@ -281,8 +281,10 @@ def _unique_where(name: str, column: Column[str], condition: str) -> None:
     Index(name, column, unique=True, sqlite_where=where, postgresql_where=where)
 
 
-_unique_where("one_live_lease_an_assignment", attempts.c.assignment, "state IN ('offered', 'running')")
-_unique_where("one_live_lease_a_worker", attempts.c.worker, "state IN ('offered', 'running')")
+_LIVE = "state IN ('offered', 'running')"
+
+_unique_where("one_live_lease_an_assignment", attempts.c.assignment, _LIVE)
+_unique_where("one_live_lease_a_worker", attempts.c.worker, _LIVE)
 _unique_where("one_original_a_spec", assignments.c.spec, "backup_of IS NULL")
 _unique_where("one_accepted_a_spec", assignments.c.spec, "state = 'accepted'")
 _unique_where(

@@ -1,14 +1,25 @@
 """What the public routes show, made from the same rows that decide."""
 
-from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, case, func, select
 
-from coordinator.ledger.assignments import all_assignments, live_attempts, newest_attempts
+from coordinator.ledger.assignments import all_assignments, parse_spec, some_assignments
+from coordinator.ledger.attempts import newest_attempts
 from coordinator.ledger.checkpoints import durable_steps
 from coordinator.ledger.domains import DomainRow, all_domains
-from coordinator.ledger.results import accepted, all_evaluations
-from coordinator.ledger.workers import WorkerRow, all_workers
+from coordinator.ledger.results import accepted, newest_evaluations
+from coordinator.ledger.tables import (
+    LIVE_ATTEMPTS,
+    attempts,
+    entries,
+    presence,
+    receipts,
+    specs,
+    workers,
+)
+from coordinator.ledger.workers import WorkerRow, some_workers
 from coordinator.lifecycle import LEASE_INTERVALS
 from coordinator.names import checkpoint_name
 from protocol.messages import (
@@ -16,10 +27,26 @@ from protocol.messages import (
     DomainView,
     ExpertView,
     PerplexityView,
+    WorkerState,
     WorkerView,
 )
 
 NEWEST_PERPLEXITIES = 24
+
+
+@dataclass(frozen=True)
+class ReceiptRow:
+    """What an accepted assignment earned one worker; `credit` in training FLOPs."""
+
+    entry: int
+    entry_digest: str
+    worker: str
+    assignment: str
+    spec: str
+    manifest: str
+    num_steps: int
+    credit: float
+    accepted_at: float
 
 
 def is_online(worker: WorkerRow, *, now: float, heartbeat_seconds: float) -> bool:
@@ -28,50 +55,105 @@ def is_online(worker: WorkerRow, *, now: float, heartbeat_seconds: float) -> boo
 
 
 def worker_views(
-    connection: Connection, *, now: float, heartbeat_seconds: float
+    connection: Connection,
+    *,
+    now: float,
+    heartbeat_seconds: float,
+    after: str = "",
+    limit: int = 1000,
 ) -> list[WorkerView]:
-    """Every worker with what it does now and how many of its experts were accepted."""
-    leases = {attempt.worker: attempt.assignment for attempt in live_attempts(connection)}
-    credit = Counter(row.worker for row in accepted(connection).values())
+    """Up to `limit` workers by peer id, with what each does now and what it earned."""
+    rows = some_workers(connection, after=after, limit=limit)
+    ids = [row.worker for row in rows]
+    leases = leases_of(connection, ids)
+    earned = earned_by(connection, ids)
     views = []
-    for worker in all_workers(connection):
+    for worker in rows:
         online = is_online(worker, now=now, heartbeat_seconds=heartbeat_seconds)
         assignment = leases.get(worker.worker)
+        accepted, credit = earned.get(worker.worker, (0, 0.0))
         views.append(
             WorkerView(
                 worker=worker.worker,
                 name=worker.name,
-                state=(
-                    "banned"
-                    if worker.banned
-                    else "offline"
-                    if not online
-                    else "working"
-                    if assignment
-                    else "idle"
-                ),
+                state=_state(worker, online=online, works=assignment is not None),
+                draining=worker.draining,
                 device=worker.capability.device,
                 free_memory_bytes=worker.capability.free_memory_bytes,
                 flops_per_second=worker.capability.flops_per_second,
                 assignment=assignment,
-                accepted=credit[worker.worker],
+                accepted=accepted,
+                credit=credit,
                 age_seconds=max(0.0, now - worker.seen_at),
             )
         )
     return views
 
 
-def assignment_views(connection: Connection, *, now: float) -> list[AssignmentView]:
-    """Every assignment with its newest attempt; `reason` says why it stands where it stands."""
-    attempts = newest_attempts(connection)
-    durable = durable_steps(connection)
+def count_workers(
+    connection: Connection, *, now: float, heartbeat_seconds: float
+) -> dict[WorkerState, int]:
+    """State to how many workers are in it."""
+    since = now - LEASE_INTERVALS * heartbeat_seconds
+    works = select(attempts.c.worker).where(attempts.c.state.in_(LIVE_ATTEMPTS))
+    kind = case(
+        (workers.c.banned != 0, "banned"),
+        (presence.c.seen_at < since, "offline"),
+        (workers.c.worker.in_(works), "working"),
+        else_="idle",
+    )
+    query = (
+        select(kind, func.count())
+        .join(presence, presence.c.worker == workers.c.worker)
+        .group_by(kind)
+    )
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def leases_of(connection: Connection, ids: Collection[str]) -> dict[str, str]:
+    """Worker to the assignment it holds a lease of, for these workers."""
+    query = select(attempts.c.worker, attempts.c.assignment).where(
+        attempts.c.worker.in_(ids), attempts.c.state.in_(LIVE_ATTEMPTS)
+    )
+    return {row.worker: row.assignment for row in connection.execute(query)}
+
+
+def proven_workers(connection: Connection) -> set[str]:
+    """Workers some of whose work was accepted."""
+    return set(connection.execute(select(receipts.c.worker).distinct()).scalars())
+
+
+def earned_by(connection: Connection, ids: Collection[str]) -> dict[str, tuple[int, float]]:
+    """Worker to how many receipts it has and their credit in FLOPs, for these workers."""
+    query = (
+        select(receipts.c.worker, func.count(), func.sum(receipts.c.credit))
+        .where(receipts.c.worker.in_(ids))
+        .group_by(receipts.c.worker)
+    )
+    return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+
+
+def assignment_views(
+    connection: Connection,
+    *,
+    now: float,
+    after: str = "",
+    limit: int = 1000,
+    state: str | None = None,
+) -> list[AssignmentView]:
+    """Up to `limit` assignments by id, each with its newest attempt and why it stands there."""
+    rows = some_assignments(connection, after=after, limit=limit, state=state)
+    ids = [row.assignment for row in rows]
+    newest = newest_attempts(connection, ids)
+    durable = durable_steps(connection, ids)
     views = []
-    for row in all_assignments(connection):
-        attempt = attempts.get(row.assignment)
+    for row in rows:
+        attempt = newest.get(row.assignment)
         views.append(
             AssignmentView(
                 assignment=row.assignment,
                 spec=row.spec.digest,
+                backup_of=row.backup_of,
                 kind=row.spec.kind,
                 domain=row.spec.domain,
                 ffn_width=row.spec.shape.ffn_width,
@@ -89,16 +171,42 @@ def assignment_views(connection: Connection, *, now: float) -> list[AssignmentVi
     return views
 
 
+def receipts_of(
+    connection: Connection, worker: str, *, after: int = 0, limit: int = 16
+) -> list[ReceiptRow]:
+    """Up to `limit` receipts of a worker from entries with a number above `after`, in order."""
+    query = (
+        select(receipts, entries.c.digest)
+        .join(entries, entries.c.number == receipts.c.entry)
+        .where(receipts.c.worker == worker, receipts.c.entry > after)
+        .order_by(receipts.c.entry)
+        .limit(limit)
+    )
+    return [
+        ReceiptRow(
+            entry=row.entry,
+            entry_digest=row.digest,
+            worker=row.worker,
+            assignment=row.assignment,
+            spec=row.spec,
+            manifest=row.manifest,
+            num_steps=row.num_steps,
+            credit=row.credit,
+            accepted_at=row.accepted_at,
+        )
+        for row in connection.execute(query)
+    ]
+
+
 def perplexity_views(connection: Connection, *, now: float) -> tuple[PerplexityView, ...]:
     """The newest evaluations on dev text, newest first."""
-    names = {row.spec.digest: checkpoint_name(row.spec) for row in all_assignments(connection)}
     domains = {
         row.shards["dev"].blob.digest: row.domain
         for row in all_domains(connection)
         if "dev" in row.shards
     }
-    rows = [row for row in all_evaluations(connection) if row.shard_digest in domains]
-    newest = sorted(rows, key=lambda row: row.recorded_at, reverse=True)[:NEWEST_PERPLEXITIES]
+    newest = newest_evaluations(connection, list(domains), limit=NEWEST_PERPLEXITIES)
+    names = spec_names(connection, {row.spec_digest for row in newest})
     return tuple(
         PerplexityView(
             checkpoint=names[row.spec_digest],
@@ -109,6 +217,12 @@ def perplexity_views(connection: Connection, *, now: float) -> tuple[PerplexityV
         )
         for row in newest
     )
+
+
+def spec_names(connection: Connection, digests: Collection[str]) -> dict[str, str]:
+    """Spec digest to what its checkpoint is called, for these specs."""
+    query = select(specs).where(specs.c.digest.in_(digests))
+    return {row.digest: checkpoint_name(parse_spec(row.body)) for row in connection.execute(query)}
 
 
 def domain_views(connection: Connection) -> list[DomainView]:
@@ -127,7 +241,7 @@ def expert_views(connection: Connection) -> list[ExpertView]:
     for row in all_assignments(connection):
         digest = row.spec.digest
         expert = held.get(digest)
-        if expert is not None:
+        if expert is not None and row.backup_of is None:
             views.append(
                 ExpertView(
                     spec=digest,
@@ -155,3 +269,11 @@ def _domain_view(domain: DomainRow) -> DomainView:
         train_shard=train.blob.digest,
         dev_shard=dev.blob.digest,
     )
+
+
+def _state(worker: WorkerRow, *, online: bool, works: bool) -> WorkerState:
+    if worker.banned:
+        return "banned"
+    if not online:
+        return "offline"
+    return "working" if works else "idle"

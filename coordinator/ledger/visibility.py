@@ -4,6 +4,7 @@ from sqlalchemy import Connection, select
 
 from coordinator.ledger.tables import (
     LIVE_ATTEMPTS,
+    assignments,
     attempts,
     checkpoint_blobs,
     checkpoints,
@@ -20,7 +21,8 @@ def may_read(connection: Connection, digest: str, peer: str) -> bool:
     """Whether `peer` may read a blob.
 
     Train and dev shards and accepted experts: anyone who is not banned. A durable training
-    checkpoint: the holder of its assignment's lease. Gate and test shards, and all else: nobody.
+    checkpoint: the holder of its assignment's lease, or of a backup's. Gate and test shards, and
+    all else: nobody.
     """
     banned = select(workers.c.worker).where(workers.c.worker == peer, workers.c.banned != 0)
     if connection.execute(banned).first() is not None:
@@ -38,11 +40,16 @@ def may_read(connection: Connection, digest: str, peer: str) -> bool:
     accepted = named.where(checkpoints.c.state == "accepted")
     if connection.execute(accepted).first() is not None:
         return True
-    handed_over = named.join(attempts, attempts.c.assignment == checkpoints.c.assignment).where(
+    held = (
+        select(attempts.c.assignment, assignments.c.backup_of)
+        .join(assignments, assignments.c.assignment == attempts.c.assignment)
+        .where(attempts.c.worker == peer, attempts.c.state.in_(LIVE_ATTEMPTS))
+    )
+    ids = [one for row in connection.execute(held) for one in row if one is not None]
+    handed_over = named.where(
         checkpoints.c.kind == "training",
         checkpoints.c.state == "durable",
-        attempts.c.worker == peer,
-        attempts.c.state.in_(LIVE_ATTEMPTS),
+        checkpoints.c.assignment.in_(ids),
     )
     return connection.execute(handed_over).first() is not None
 

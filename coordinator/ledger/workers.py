@@ -1,14 +1,26 @@
-"""Workers: registration, tokens, nonces and signs of life."""
+"""Workers: registration, tokens, used nonces, signs of life, and what the operator said of them."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Row as Found
 
-from coordinator.ledger.entries import append
-from coordinator.ledger.tables import LIVE_ATTEMPTS, attempts, nonces, workers
+from coordinator.ledger.entries import added, changed, record
+from coordinator.ledger.tables import LIVE_ATTEMPTS, attempts, nonces, presence, workers
 from protocol.capability import Capability
 from protocol.digests import digest_value
+
+Mark = Literal["ban", "unban", "drain", "undrain"]
+
+_MARKS: dict[Mark, tuple[str, int]] = {
+    "ban": ("banned", 1),
+    "unban": ("banned", 0),
+    "drain": ("draining", 1),
+    "undrain": ("draining", 0),
+}
 
 
 @dataclass(frozen=True)
@@ -16,6 +28,7 @@ class WorkerRow:
     """A registered worker. `asked_at` is when it last asked for work.
 
     `waits_since` is when it was first told to leave open work to others, None after an offer.
+    `cached` are digests of inputs that it said it holds. `allowed_at` is its rate limit's.
     """
 
     worker: str
@@ -30,6 +43,9 @@ class WorkerRow:
     seen_at: float
     asked_at: float | None
     waits_since: float | None = None
+    draining: bool = False
+    cached: frozenset[str] = frozenset()
+    allowed_at: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,115 +62,162 @@ class Registration:
     certificate_expires_at: float
 
 
-def add_nonce(connection: Connection, nonce: str, *, expires_at: float, now: float) -> None:
-    """Remember a nonce until it is used or runs out; forget those that ran out."""
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """A sign of life: it prolongs the token and uses up some of the rate limit.
+
+    What is None stays as it was.
+    """
+
+    token_expires_at: float
+    allowed_at: float
+    capability: Capability | None = None
+    maddrs: tuple[str, ...] | None = None
+    cached: tuple[str, ...] | None = None
+
+
+def use_nonce(connection: Connection, nonce: str, *, expires_at: float) -> bool:
+    """Whether the nonce is used for the first time; it is remembered until it expires."""
+    known = select(nonces.c.nonce).where(nonces.c.nonce == nonce)
+    if connection.execute(known).first() is not None:
+        return False
+    connection.execute(nonces.insert(), {"nonce": nonce, "expires_at": expires_at})
+    return True
+
+
+def forget_nonces(connection: Connection, now: float) -> None:
+    """Forget used nonces that have expired."""
     connection.execute(delete(nonces).where(nonces.c.expires_at <= now))
-    connection.execute(nonces.insert().values(nonce=nonce, expires_at=expires_at))
-
-
-def use_nonce(connection: Connection, nonce: str, now: float) -> bool:
-    """Whether the nonce was issued, still lives and is used for the first time."""
-    alive = (nonces.c.nonce == nonce) & (nonces.c.expires_at > now)
-    return connection.execute(delete(nonces).where(alive)).rowcount == 1
 
 
 def register_worker(connection: Connection, registration: Registration, now: float) -> None:
     """Add a worker, or replace its token: the key is the identity, the old token is void."""
+    worker = registration.worker
     values = {
+        "worker": worker,
         "name": registration.name,
         "software_version": registration.software_version,
+        "registered_at": now,
+    }
+    current = {
         "capability": registration.capability.model_dump_json(),
         "maddrs": json.dumps(list(registration.maddrs)),
         "token_digest": registration.token_digest,
         "token_expires_at": registration.token_expires_at,
         "certificate_expires_at": registration.certificate_expires_at,
-        "registered_at": now,
         "seen_at": now,
+        "allowed_at": now,
+        "cached": "[]",
     }
-    known = workers.c.worker == registration.worker
-    if connection.execute(update(workers).where(known).values(**values)).rowcount == 0:
-        connection.execute(workers.insert().values(worker=registration.worker, banned=0, **values))
-    append(
-        connection,
-        "register",
-        facts={
-            "worker": registration.worker,
-            "software_version": registration.software_version,
-            "capability": digest_value(registration.capability),
-        },
-        now=now,
-    )
+    facts = {"capability": digest_value(registration.capability)}
+    known = select(workers.c.worker).where(workers.c.worker == worker)
+    if connection.execute(known).first() is None:
+        row = added(workers, banned=0, draining=0, **values)
+        record(connection, "register", row, facts=facts, now=now)
+        connection.execute(presence.insert(), {"worker": worker, **current})
+        return
+    record(connection, "register", changed(workers, **values), facts=facts, now=now)
+    connection.execute(update(presence).where(presence.c.worker == worker).values(**current))
+
+
+def mark_worker(
+    connection: Connection, worker: str, mark: Mark, *, reason: str, now: float
+) -> None:
+    """The operator bans or drains a worker, or takes that back. Raises LedgerError if unknown."""
+    column, value = _MARKS[mark]
+    row = changed(workers, worker=worker, **{column: value})
+    record(connection, mark, row, facts={"reason": reason}, now=now)
 
 
 def worker_of_token(connection: Connection, token_digest: str) -> WorkerRow | None:
     """Whose token has this SHA-256."""
-    row = connection.execute(
-        select(workers).where(workers.c.token_digest == token_digest)
-    ).one_or_none()
+    query = _SELECT.where(presence.c.token_digest == token_digest)
+    row = connection.execute(query).one_or_none()
     return None if row is None else _worker(row)
 
 
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
     """The worker with this peer id."""
-    row = connection.execute(select(workers).where(workers.c.worker == worker)).one_or_none()
+    row = connection.execute(_SELECT.where(workers.c.worker == worker)).one_or_none()
     return None if row is None else _worker(row)
 
 
-def all_workers(connection: Connection) -> tuple[WorkerRow, ...]:
-    """Every worker that ever registered, by peer id."""
-    return tuple(map(_worker, connection.execute(select(workers).order_by(workers.c.worker))))
-
-
-def see_worker(connection: Connection, worker: str, *, token_expires_at: float, now: float) -> None:
-    """A sign of life; it prolongs the token."""
-    connection.execute(
-        update(workers)
-        .where(workers.c.worker == worker)
-        .values(seen_at=now, token_expires_at=token_expires_at)
-    )
-
-
-def set_capability(connection: Connection, worker: str, capability: Capability) -> None:
-    """What the worker's machine offers now."""
-    connection.execute(
-        update(workers)
-        .where(workers.c.worker == worker)
-        .values(capability=capability.model_dump_json())
-    )
-
-
-def set_maddrs(connection: Connection, worker: str, maddrs: tuple[str, ...]) -> None:
-    """Where the worker's peer listens; empty when it cannot be dialled."""
-    connection.execute(
-        update(workers).where(workers.c.worker == worker).values(maddrs=json.dumps(list(maddrs)))
-    )
-
-
-def set_asked(connection: Connection, worker: str, at: float | None) -> None:
-    """When the worker last asked for work; None: it is not expected to ask again."""
-    connection.execute(update(workers).where(workers.c.worker == worker).values(asked_at=at))
-
-
-def set_waits_since(connection: Connection, worker: str, since: float | None) -> None:
-    """Since when the worker is told to leave open work to others; None: it is not."""
-    connection.execute(update(workers).where(workers.c.worker == worker).values(waits_since=since))
+def some_workers(
+    connection: Connection, *, after: str = "", limit: int = 1000
+) -> tuple[WorkerRow, ...]:
+    """Up to `limit` workers whose peer id comes after `after`, by peer id."""
+    query = _SELECT.where(workers.c.worker > after).order_by(workers.c.worker).limit(limit)
+    return tuple(map(_worker, connection.execute(query)))
 
 
 def active_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, ...]:
     """Workers that were seen after `since` or hold a lease, by peer id."""
     busy = select(attempts.c.worker).where(attempts.c.state.in_(LIVE_ATTEMPTS))
-    query = select(workers).where((workers.c.seen_at >= since) | workers.c.worker.in_(busy))
+    query = _SELECT.where((presence.c.seen_at >= since) | workers.c.worker.in_(busy))
     return tuple(map(_worker, connection.execute(query.order_by(workers.c.worker))))
+
+
+def seen_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, ...]:
+    """Workers that were seen after `since`, in no order."""
+    return tuple(map(_worker, connection.execute(_SELECT.where(presence.c.seen_at > since))))
+
+
+def these_workers(connection: Connection, ids: Iterable[str]) -> tuple[WorkerRow, ...]:
+    """The workers with these peer ids, in no order; unknown ones are left out."""
+    query = _SELECT.where(workers.c.worker.in_(list(ids)))
+    return tuple(map(_worker, connection.execute(query)))
+
+
+def see_worker(connection: Connection, worker: str, sighting: Sighting, now: float) -> None:
+    """Note a sign of life, and what came with it."""
+    values: dict[str, object] = {
+        "seen_at": now,
+        "token_expires_at": sighting.token_expires_at,
+        "allowed_at": sighting.allowed_at,
+    }
+    if sighting.capability is not None:
+        values["capability"] = sighting.capability.model_dump_json()
+    if sighting.maddrs is not None:
+        values["maddrs"] = json.dumps(list(sighting.maddrs))
+    if sighting.cached is not None:
+        values["cached"] = json.dumps(list(sighting.cached))
+    connection.execute(update(presence).where(presence.c.worker == worker).values(values))
+
+
+def set_capability(connection: Connection, worker: str, capability: Capability) -> None:
+    """What the worker's machine offers now."""
+    mine = presence.c.worker == worker
+    body = capability.model_dump_json()
+    connection.execute(update(presence).where(mine).values(capability=body))
+
+
+def set_asked(
+    connection: Connection, worker: str, at: float | None, *, waits_since: float | None = None
+) -> None:
+    """When the worker last asked for work, None: it is not expected to ask again; and since when
+    it is told to leave open work to others, None: it is not."""
+    connection.execute(
+        update(presence)
+        .where(presence.c.worker == worker)
+        .values(asked_at=at, waits_since=waits_since)
+    )
 
 
 def set_certificate(connection: Connection, worker: str, expires_at: float) -> None:
     """Until when the newest certificate of the worker holds."""
     connection.execute(
-        update(workers).where(workers.c.worker == worker).values(certificate_expires_at=expires_at)
+        update(presence)
+        .where(presence.c.worker == worker)
+        .values(certificate_expires_at=expires_at)
     )
 
 
-def _worker(row: Row[tuple[object, ...]]) -> WorkerRow:
+_SELECT = select(workers, *(c for c in presence.c if c.name != "worker")).join(
+    presence, presence.c.worker == workers.c.worker
+)
+
+
+def _worker(row: Found[tuple[object, ...]]) -> WorkerRow:
     return WorkerRow(
         worker=row.worker,
         name=row.name,
@@ -164,8 +227,11 @@ def _worker(row: Row[tuple[object, ...]]) -> WorkerRow:
         token_expires_at=row.token_expires_at,
         certificate_expires_at=row.certificate_expires_at,
         banned=bool(row.banned),
+        draining=bool(row.draining),
         registered_at=row.registered_at,
         seen_at=row.seen_at,
         asked_at=row.asked_at,
         waits_since=row.waits_since,
+        cached=frozenset(json.loads(row.cached)),
+        allowed_at=row.allowed_at,
     )

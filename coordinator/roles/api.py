@@ -5,6 +5,7 @@ import signal
 import uvicorn
 
 from coordinator.api.app import ApiSettings, create_app
+from coordinator.api.tokens import TOKEN_KEY_PURPOSE
 from coordinator.ledger import Ledger
 from coordinator.roles import RoleContext
 from coordinator.serving import listening
@@ -12,6 +13,10 @@ from coordinator.urls import URL_SECRET_PURPOSE
 from shared.clock import now
 from shared.identity import Identity
 from shared.orphan import watch_parent
+
+
+KEEP_ALIVE_SECONDS = 75
+"""An idle connection is kept for so long: a worker's next heartbeat need not shake hands again."""
 
 
 def run(context: RoleContext) -> None:
@@ -26,10 +31,16 @@ def run(context: RoleContext) -> None:
         enrolment=run_file.enrolment,
         trust=run_file.trust,
         url_secret=identity.derive_secret(URL_SECRET_PURPOSE),
+        token_key=identity.derive_secret(TOKEN_KEY_PURPOSE),
+        admin_token=context.folders.admin_token.read_text().strip(),
+        max_attempts=run_file.timing.max_attempts,
     )
     config = uvicorn.Config(
         create_app(ledger=ledger, identity=identity, settings=settings, now=now),
         log_config=None,
+        http="httptools",
+        loop="uvloop",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         log_level="warning",
         ssl_certfile=context.tls_cert,
         ssl_keyfile=context.tls_key,

@@ -26,7 +26,7 @@ def run(context: RoleContext) -> None:
                 connection, run=context.run.run.name, coordinator=identity.peer_id, now=now()
             )
             for shard in prepared.shards:
-                queries.add_shard(connection, shard)
+                queries.add_shard(connection, shard, now=now())
     finally:
         ledger.close()
 

@@ -19,7 +19,7 @@ from coordinator.scheduling.requirements import amount, duration, find_obstacle,
 from coordinator.scheduling.roster import Roster
 from coordinator.scheduling.shelves import Shelf, Shelves
 from coordinator.scheduling.underway import Underway
-from coordinator.scheduling.values import Backup, Candidate, Choice, NoWork, Work
+from coordinator.scheduling.values import Backup, Candidate, Choice, NoWork, Running, Work
 
 AFFINITY = 0.05
 """Pieces that are smaller by at most this share count as equally large."""
@@ -30,6 +30,8 @@ fetch the checkpoint and the error of the prediction eat up the gain."""
 
 PATIENCE_SHARE = 0.5
 """A worker waits at most this share of the time that it would need itself."""
+
+Rank = tuple[float, float, float, str]
 
 _MAX_TRIES = 16
 _ROUNDING = 1e-9
@@ -43,6 +45,7 @@ class Scene:
     roster: Roster
     underway: Underway
     target: Target
+    behind: dict[int, list[Running]]
     now: float
 
 
@@ -66,7 +69,11 @@ class Asking:
 
 def decide(scene: Scene, asking: Asking) -> Choice | Backup | NoWork:
     """What the asking worker gets. It is free now, whatever the roster expected of it."""
-    fitting = find_fitting(scene, asking)
+    fitting, behind = find_fitting(scene, asking), _find_behind(scene, asking)
+    if behind is not None and (
+        fitting is None or _rank(scene, behind.work) < _rank(scene, fitting)
+    ):
+        return _back_up(scene, asking, behind)
     if fitting is not None:
         return Choice(fitting.assignment, _fits(scene, asking, fitting))
     late = [(work, soonest_other(scene, asking, work)) for work in _nearest(scene, asking)]
@@ -85,33 +92,70 @@ def decide(scene: Scene, asking: Asking) -> Choice | Backup | NoWork:
 
 def find_fitting(scene: Scene, asking: Asking) -> Work | None:
     """The least flexible piece that the worker would finish by the target."""
-    limit = asking.speed * max(0.0, scene.target.at - scene.now) * (1.0 + _ROUNDING)
-    best: tuple[float, float, str] | None = None
-    best_shelf: Shelf | None = None
+    best: tuple[Rank, Shelf, Work] | None = None
     for shelf in _open_shelves(scene, asking):
-        piece = _first(scene, asking, shelf.descending(limit))
-        if piece is None:
-            continue
-        rank = (
-            scene.target.flexibility(shelf.kind, piece.flops),
-            -piece.flops,
-            piece.assignment,
-        )
-        if best is None or rank < best:
-            best, best_shelf = rank, shelf
-    if best is None or best_shelf is None:
-        return None
-    return _prefer_cached(scene, asking, best_shelf, scene.shelves.work[best[2]])
+        piece = _first(scene, asking, shelf.descending(_room(scene, asking, shelf.kind)))
+        if piece is not None and (best is None or _rank(scene, piece) < best[0]):
+            best = _rank(scene, piece), shelf, piece
+    return None if best is None else _prefer_cached(scene, asking, *best[1:])
 
 
-def soonest_other(scene: Scene, asking: Asking, work: Work) -> tuple[str, float] | None:
-    """Which other worker is expected to finish the work soonest, and when; None: nobody can."""
+def _find_behind(scene: Scene, asking: Asking) -> Running | None:
+    """The least flexible piece in progress that ends too late unless this worker does it as well.
+
+    It counts as open work: left until nothing else is open, a large one would be late again.
+    """
+    able = scene.roster.kinds_for(asking.candidate.worker)
+    found: list[Running] = []
+    for kind, behind in scene.behind.items():
+        room = _room(scene, asking, kind) if able[kind] else -1.0
+        first = next((late for late in behind if _may_back_up(scene, asking, late, room)), None)
+        if first is not None:
+            found.append(first)
+    return min(found, key=lambda late: _rank(scene, late.work), default=None)
+
+
+def _may_back_up(scene: Scene, asking: Asking, late: Running, room: float) -> bool:
+    if late.work.flops > room or scene.underway.running.get(late.work.assignment) is not late:
+        return False
+    left, mine = scene.underway.end(late, scene.now) - scene.now, asking.seconds(late.work)
+    return (
+        late.worker != asking.candidate.worker
+        and mine * BACKUP_GAIN <= left
+        and mine + asking.patience <= left
+        and find_obstacle(late.work, asking.candidate, now=scene.now, speed=asking.speed) is None
+    )
+
+
+def _room(scene: Scene, asking: Asking, kind: int) -> float:
+    seconds = max(0.0, scene.target.by_kind[kind] - scene.now)
+    return asking.speed * seconds * (1.0 + _ROUNDING)
+
+
+def _rank(scene: Scene, work: Work) -> Rank:
+    """What comes first is the least flexible: the latest target, then the least capacity."""
+    kind, target = scene.shelves.kind_of(work), scene.target
+    return (
+        -target.by_kind[kind],
+        target.flexibility(kind, work.flops),
+        -work.flops,
+        work.assignment,
+    )
+
+
+def soonest_other(
+    scene: Scene, asking: Asking, work: Work, holder: str = ""
+) -> tuple[str, float] | None:
+    """Which other worker is expected to finish the work soonest, and when; None: nobody can.
+
+    Its present `holder` does not count.
+    """
     roster = scene.roster
     kind = scene.shelves.kind_of(work)
     able = roster.can_take(kind)
-    personal = {asking.candidate.worker, *work.excluded, *(work.ran_out or {})}
-    for worker in personal & roster.slots.keys():
-        able[roster.slots[worker]] = worker != asking.candidate.worker and (
+    without = {asking.candidate.worker, holder}
+    for worker in without.union(work.excluded, work.ran_out or ()) & roster.slots.keys():
+        able[roster.slots[worker]] = worker not in without and (
             find_obstacle(work, roster.candidates[worker], now=scene.now) is None
         )
     if not able.any():
@@ -185,19 +229,26 @@ def _find_backup(scene: Scene, asking: Asking) -> Backup | None:
         margin=asking.patience,
         now=scene.now,
     )
-    for running in late:
+    for running in late[:_MAX_TRIES]:
         work = running.work
         if running.worker == asking.candidate.worker or find_obstacle(
             work, asking.candidate, now=scene.now, speed=asking.speed
         ):
             continue
-        left = scene.underway.end(running, scene.now) - scene.now
-        return Backup(
-            work.assignment,
-            f"{work.words}: a backup for worker {short(running.worker)}, who is expected to need "
-            f"{duration(left)} more (you {duration(asking.seconds(work))})",
-        )
+        other = soonest_other(scene, asking, work, running.worker)
+        if other is not None and asking.seconds(work) > BACKUP_GAIN * (other[1] - scene.now):
+            continue
+        return _back_up(scene, asking, running)
     return None
+
+
+def _back_up(scene: Scene, asking: Asking, running: Running) -> Backup:
+    work, left = running.work, scene.underway.end(running, scene.now) - scene.now
+    return Backup(
+        work.assignment,
+        f"{work.words}: a backup for worker {short(running.worker)}, who is expected to need "
+        f"{duration(left)} more (you {duration(asking.seconds(work))})",
+    )
 
 
 def _nothing(scene: Scene, asking: Asking) -> NoWork:
@@ -221,7 +272,8 @@ def _lacks_least(scene: Scene, asking: Asking) -> str:
 
 
 def _fits(scene: Scene, asking: Asking, work: Work) -> str:
-    mine, left = duration(asking.seconds(work)), duration(scene.target.at - scene.now)
+    by = scene.target.by_kind[scene.shelves.kind_of(work)]
+    mine, left = duration(asking.seconds(work)), duration(by - scene.now)
     return f"{_asks_for(asking, work)}; you finish it in time ({mine} of {left})"
 
 

@@ -28,8 +28,9 @@ class Index:
         self._roster = Roster(self._kinds)
         self._underway = Underway(self._kinds)
         self._target: Target | None = None
+        self._behind: dict[int, list[Running]] = {}
         self._target_made_at = 0.0
-        self._step: int | None = None
+        self._steps: tuple[int, ...] = ()
         self._changes = 0
 
     def put_work(self, work: Work) -> None:
@@ -127,8 +128,9 @@ class Index:
         if target is None or self._outdated(target, now):
             target = self._target = self._make_target(now)
             self._target_made_at, self._changes = now, 0
-            self._step = target.step
-        return Scene(self._shelves, self._roster, self._underway, target, now)
+            self._steps = target.steps
+            self._behind = self._underway.behind(target.by_kind, now)
+        return Scene(self._shelves, self._roster, self._underway, target, self._behind, now)
 
     def _outdated(self, target: Target, now: float) -> bool:
         workers = len(self._roster.slots)
@@ -147,4 +149,4 @@ class Index:
         supply = Supply(
             self._roster.speeds(), self._roster.free_at(now), self._roster.until(), pattern, table
         )
-        return find_target(Demand(*self._shelves.demand()), supply, now=now, near=self._step)
+        return find_target(Demand(*self._shelves.demand()), supply, now=now, near=self._steps)

@@ -11,6 +11,10 @@ can take k and have room for one whole piece of a FLOPs before T,
 Where machines differ by memory alone the kinds are nested, and for a = 0 this is the exact
 condition for divisible work (Hall's); the sizes bring in that pieces are whole. A worker whose room
 is smaller than the smallest open piece counts for nothing, so that T moves on when it must.
+
+The kinds S that hold T up occupy all their workers until then; the other kinds are measured without
+these workers, and get an earlier target (the decomposition of Megiddo 1974 and Fujishige 1980 for
+lexicographically optimal flows). So one kind that few can take does not make the rest dawdle.
 """
 
 import math
@@ -26,6 +30,7 @@ from coordinator.scheduling.roster import Floats
 _STEPS_PER_E = 512
 _MIN_STEP, _MAX_STEP = -8 * _STEPS_PER_E, 32 * _STEPS_PER_E
 _ROUNDING = 1e-9
+_MAX_LEVELS = 4
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,17 @@ class Supply:
 
 @dataclass(frozen=True)
 class Target:
-    """`at`: by when all open work fits; `step` is its place on the grid, None without work.
+    """`at`: by when all open work fits; `by_kind` [kinds]: by when that of each kind does.
 
-    `capacity` [kinds][sizes]: FLOPs until then of the workers that can take a piece of this kind
-    and of the size in `sizes`: the smaller, the less flexible the piece. `impossible`: some open
-    work is of a kind that nobody here can take.
+    `steps` are the places of the different targets on the grid, the latest first. `capacity`
+    [kinds][sizes]: FLOPs until the target of the workers that can take a piece of this kind and of
+    the size in `sizes`: the smaller, the less flexible the piece. `impossible`: some open work is
+    of a kind that nobody here can take.
     """
 
     at: float
-    step: int | None
+    by_kind: list[float]
+    steps: tuple[int, ...]
     sizes: list[float]
     capacity: list[list[float]]
     impossible: bool
@@ -69,35 +76,76 @@ class Target:
         return self.capacity[kind][min(bisect_left(self.sizes, flops), len(self.sizes) - 1)]
 
 
-def find_target(demand: Demand, supply: Supply, *, now: float, near: int | None) -> Target:
+def find_target(
+    demand: Demand, supply: Supply, *, now: float, near: tuple[int, ...] = ()
+) -> Target:
     """The target on a grid of 1/512 (in logarithms of the seconds from now).
 
-    `near`: a step to start from, such as that of the last target; the result does not depend on it.
+    `near`: steps to start from, such as those of the last target; the result does not depend on
+    them.
     """
-    active = np.bincount(supply.pattern[supply.speed > 0.0], minlength=len(supply.table)).astype(
-        np.bool_
-    )
-    can = (supply.table & active[:, None]).T
-    possible: NDArray[np.bool_] = np.asarray(can.any(axis=1), np.bool_)
-    work = np.where(possible[:, None], demand.work, 0.0)
-    impossible = bool(demand.work[~possible].any())
-    if not work.any():
-        return Target(now, None, [], [], impossible)
-    # Kind j belongs to S of kind k if no pattern can take j but not k.
-    within = (can.astype(np.float64) @ (~can).T.astype(np.float64) == 0.0) & possible[:, None]
-    need = np.cumsum((within.T.astype(np.float64) @ work)[:, ::-1], axis=1)[:, ::-1]
-    room = _Room(demand.sizes, supply, can.astype(np.float64), now)
-    most = room.capacity(_seconds(_MAX_STEP))
-    need = np.where(need <= most, need, 0.0) * (1.0 - _ROUNDING)
-
-    def fits(step: int) -> bool:
-        return bool((room.capacity(_seconds(step)) >= need).all())
-
-    step = _smallest(fits, near)
-    horizon = _seconds(step)
+    active = np.bincount(supply.pattern[supply.speed > 0.0], minlength=len(supply.table))
+    can = (supply.table & (active > 0)[:, None]).T
+    open_kinds = demand.work.any(axis=1)
+    possible: NDArray[np.bool_] = np.asarray(can.any(axis=1) & open_kinds, np.bool_)
+    impossible = bool((open_kinds & ~possible).any())
+    by_kind = np.full(len(can), now)
+    capacity = np.full((len(can), len(demand.sizes)), math.inf)
+    steps: list[int] = []
+    while possible.any():
+        level = _Level(demand, supply, can, possible, now)
+        step = _smallest(level.fits, near[len(steps)] if len(steps) < len(near) else None)
+        # The last level takes all that is left.
+        held = level.holding(step - 1) if len(steps) < _MAX_LEVELS - 1 else possible
+        by_kind[held] = now + _seconds(step)
+        capacity[held] = level.room.capacity(_seconds(step))[held]
+        can = can & ~can[held].any(axis=0)
+        possible = possible & ~held
+        # Others that lose all their workers to these wait for them as long.
+        stranded = possible & ~can.any(axis=1)
+        by_kind[stranded] = now + _seconds(step)
+        possible = possible & ~stranded
+        steps.append(step)
     return Target(
-        now + horizon, step, demand.sizes.tolist(), room.capacity(horizon).tolist(), impossible
+        float(by_kind.max(initial=now)),
+        by_kind.tolist(),
+        tuple(steps),
+        demand.sizes.tolist(),
+        capacity.tolist(),
+        impossible,
     )
+
+
+class _Level:
+    """The kinds that are not measured yet, and the workers that are left for them."""
+
+    def __init__(
+        self,
+        demand: Demand,
+        supply: Supply,
+        can: NDArray[np.bool_],
+        possible: NDArray[np.bool_],
+        now: float,
+    ) -> None:
+        # Kind j belongs to S of kind k if no pattern can take j but not k.
+        inside = can.astype(np.float64) @ (~can).T.astype(np.float64) == 0.0
+        self._within: NDArray[np.bool_] = inside & possible[:, None] & possible[None, :]
+        work = np.where(possible[:, None], demand.work, 0.0)
+        need = np.cumsum((self._within.T.astype(np.float64) @ work)[:, ::-1], axis=1)[:, ::-1]
+        self.room = _Room(demand.sizes, supply, can.astype(np.float64), now)
+        most = self.room.capacity(_seconds(_MAX_STEP))
+        self._need = np.where(need <= most, need, 0.0) * (1.0 - _ROUNDING)
+        self._possible = possible
+
+    def fits(self, step: int) -> bool:
+        """Whether all work fits by then."""
+        return bool((self.room.capacity(_seconds(step)) >= self._need).all())
+
+    def holding(self, step: int) -> NDArray[np.bool_]:
+        """The kinds [kinds] whose work does not fit by then; all where it does."""
+        short = (self.room.capacity(_seconds(step)) < self._need).any(axis=1)
+        held: NDArray[np.bool_] = np.asarray(self._within[:, short].any(axis=1), np.bool_)
+        return held if held.any() else self._possible
 
 
 class _Room:

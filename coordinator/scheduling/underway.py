@@ -1,5 +1,7 @@
 """Work in progress as arrays: when it is expected to end, and what is worth a backup."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,6 +74,24 @@ class Underway:
         slots = np.flatnonzero(self._single[:count] & kinds[self._kind[:count]] & sooner)
         found = [(float(ends[slot]), self._names[slot]) for slot in slots]
         return [self.running[name] for _, name in sorted(found, reverse=True)]
+
+    def behind(self, targets: Sequence[float], now: float) -> dict[int, list[Running]]:
+        """What is expected to end after the target of its kind, by kind, the largest first.
+
+        Only what has no backup and is none. `targets` [kinds] are absolute.
+        """
+        count = len(self._names)
+        if not count or not targets:
+            return {}
+        finish, stalls_at, flops = self._numbers[:, :count]
+        kinds = self._kind[:count]
+        after = expected(finish, stalls_at, now) > np.array(targets)[kinds]
+        found: dict[int, list[Running]] = {}
+        slots = np.flatnonzero(self._single[:count] & after)
+        order = sorted(((float(flops[slot]), self._names[slot]) for slot in slots), reverse=True)
+        for _, name in order:
+            found.setdefault(int(kinds[self._slots[name]]), []).append(self.running[name])
+        return found
 
     def end(self, running: Running, now: float) -> float:
         """When it is expected to end."""

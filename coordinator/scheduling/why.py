@@ -29,15 +29,16 @@ def _judge(
     if obstacle is not None:
         return Verdict(work.assignment, work.words, obstacle)
     finish = scene.now + asking.seconds(work)
+    by = scene.target.by_kind[scene.shelves.kind_of(work)]
     verdict = Verdict(
         work.assignment,
         work.words,
         None,
         finish=finish,
-        target=scene.target.at,
+        target=by,
         given=work.assignment == given,
     )
-    if finish <= scene.target.at:
+    if finish <= by:
         return verdict
     # Pieces of one kind and size have the same answer, unless they have a history.
     key = scene.shelves.kind_of(work), work.flops

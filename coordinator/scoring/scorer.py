@@ -260,7 +260,7 @@ class Scorer:
         moment = self._now()
         with self._ledger.begin() as connection:
             for shard in self._prepared.shards:
-                queries.add_shard(connection, shard)
+                queries.add_shard(connection, shard, now=moment)
             for spec in dict.fromkeys(self._seeds.values()):
                 self._add(connection, spec, (), moment)
             queries.set_phase(connection, "seeding", "seeds were planned", moment)
@@ -275,9 +275,11 @@ class Scorer:
             if domain.difficulty is not None
         }
         classes = planner.classify(measured, pins)
+        moment = self._now()
         with self._ledger.begin() as connection:
             for domain, difficulty in classes.items():
-                queries.set_domain_class(connection, domain, difficulty, measured[domain])
+                perplexity = measured[domain]
+                queries.set_domain_class(connection, domain, difficulty, perplexity, now=moment)
         for domain, difficulty in classes.items():
             self._log.info(
                 "classified %s",

@@ -4,16 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from coordinator.api import auth
-from coordinator.api.routes.context import (
-    ApiContext,
-    Context,
-    Worker,
-    answered_before,
-    remember_answer,
-    see,
-    unwrap,
-)
+from coordinator.api.routes.context import Call, Worker
 from coordinator.ledger import queries
 from coordinator.lifecycle import Assignment, Holder, Refused
 from protocol.ids import AssignmentId
@@ -32,102 +23,107 @@ Id = Annotated[AssignmentId, Path()]
 
 
 @router.post("/acknowledge")
-def acknowledge(
-    context: Context, worker: Worker, assignment: Id, request: Acknowledge
-) -> LeaseState:
-    """The worker starts; its lease runs from now on."""
-    now = context.now()
-    with context.ledger.begin() as connection:
-        see(connection, context, worker, now)
+async def acknowledge(worker: Worker, assignment: Id, request: Acknowledge) -> LeaseState:
+    """The worker starts; its lease runs from now on. Its first heartbeat does the same."""
+
+    def write(call: Call) -> LeaseState | Refused:
         outcome = queries.acknowledge_lease(
-            connection,
+            call.connection,
             assignment,
-            Holder(worker=worker.worker, fencing=request.fencing),
-            now=now,
-            heartbeat_seconds=context.settings.heartbeat_seconds,
+            Holder(worker=call.worker.worker, fencing=request.fencing),
+            now=call.now,
+            heartbeat_seconds=call.context.settings.heartbeat_seconds,
         )
-    return unwrap(_state(context, outcome, now))
+        return _state(call, outcome)
+
+    return await worker.write(write)
 
 
 @router.post("/heartbeat")
-def heartbeat(
-    context: Context, worker: Worker, assignment: Id, beat: AssignmentHeartbeat
+async def heartbeat(
+    worker: Worker, assignment: Id, beat: AssignmentHeartbeat
 ) -> AssignmentHeartbeatAnswer:
     """The trainer's progress renews the lease."""
-    now = context.now()
-    settings = context.settings
-    with context.ledger.begin() as connection:
-        see(connection, context, worker, now)
+
+    def write(call: Call) -> AssignmentHeartbeatAnswer | Refused:
+        connection, heartbeat_seconds = call.connection, call.context.settings.heartbeat_seconds
+        queries.keep_submissions(
+            connection, call.worker.worker, now=call.now, heartbeat_seconds=heartbeat_seconds
+        )
         standing = queries.renew_lease(
             connection,
             assignment,
             beat,
-            worker=worker.worker,
-            now=now,
-            heartbeat_seconds=settings.heartbeat_seconds,
+            worker=call.worker.worker,
+            flops_per_second=call.worker.capability.flops_per_second,
+            now=call.now,
+            heartbeat_seconds=heartbeat_seconds,
         )
-        outcome = (
-            standing
-            if isinstance(standing, Refused)
-            else AssignmentHeartbeatAnswer(
-                next_heartbeat_seconds=settings.heartbeat_seconds,
-                wanted=queries.wanted_from(connection, worker.worker),
-                durable=queries.held_manifests(connection, worker.worker),
-                certificate=auth.renew_certificate(
-                    connection, worker, identity=context.identity, settings=settings, now=now
-                ),
-                lease_seconds=_left(standing, now),
-                durable_step=queries.durable_steps(connection).get(assignment),
-            )
+        if isinstance(standing, Refused):
+            return standing
+        return AssignmentHeartbeatAnswer(
+            next_heartbeat_seconds=heartbeat_seconds,
+            lease_seconds=_left(standing, call.now),
+            durable_step=queries.durable_step(connection, assignment),
+            **vars(call.news(beat.receipts_after)),
         )
-    return unwrap(outcome)
+
+    return await worker.write(write)
 
 
 @router.post("/submit")
-def submit(context: Context, worker: Worker, assignment: Id, request: Submission) -> LeaseState:
+async def submit(worker: Worker, assignment: Id, request: Submission) -> LeaseState:
     """Hand in the manifest of the finished expert; under an old lease it is a spare."""
-    now = context.now()
-    with context.ledger.begin() as connection:
-        see(connection, context, worker, now)
-        outcome = answered_before(connection, worker, request, LeaseState)
-        if outcome is None:
-            standing = queries.submit_expert(
-                connection,
-                assignment,
-                request,
-                worker=worker.worker,
-                now=now,
-                heartbeat_seconds=context.settings.heartbeat_seconds,
-            )
-            outcome = _state(context, standing, now)
-            if not isinstance(outcome, Refused):
-                queries.set_asked(connection, worker.worker, now)
-                remember_answer(connection, worker, request, outcome, now)
-    return unwrap(outcome)
+
+    def write(call: Call) -> LeaseState | Refused:
+        outcome = call.answered_before(request, LeaseState)
+        if outcome is not None:
+            return outcome
+        standing = queries.submit_expert(
+            call.connection,
+            assignment,
+            request,
+            worker=call.worker.worker,
+            now=call.now,
+            heartbeat_seconds=call.context.settings.heartbeat_seconds,
+        )
+        outcome = _state(call, standing)
+        if not isinstance(outcome, Refused):
+            queries.set_asked(call.connection, call.worker.worker, call.now)
+            call.remember(request, outcome)
+        return outcome
+
+    return await worker.write(write)
 
 
 @router.post("/release")
-def release(context: Context, worker: Worker, assignment: Id, request: Release) -> LeaseState:
+async def release(worker: Worker, assignment: Id, request: Release) -> LeaseState:
     """Give the lease back."""
-    now = context.now()
-    with context.ledger.begin() as connection:
-        see(connection, context, worker, now)
+
+    def write(call: Call) -> LeaseState | Refused:
         outcome = queries.release_lease(
-            connection, assignment, request, worker=worker.worker, now=now
+            call.connection,
+            assignment,
+            request,
+            worker=call.worker.worker,
+            max_attempts=call.context.settings.max_attempts,
+            now=call.now,
         )
         if not isinstance(outcome, Refused):
-            queries.set_asked(connection, worker.worker, None)
-    return unwrap(_state(context, outcome, now))
+            queries.set_asked(call.connection, call.worker.worker, None)
+        return _state(call, outcome)
+
+    return await worker.write(write)
 
 
-def _state(context: ApiContext, outcome: Assignment | Refused, now: float) -> LeaseState | Refused:
+def _state(call: Call, outcome: Assignment | Refused) -> LeaseState | Refused:
     if isinstance(outcome, Refused):
         return outcome
     return LeaseState(
         assignment=outcome.assignment,
         state=outcome.state,
-        lease_seconds=_left(outcome, now),
-        next_heartbeat_seconds=context.settings.heartbeat_seconds,
+        lease_seconds=_left(outcome, call.now),
+        next_heartbeat_seconds=call.context.settings.heartbeat_seconds,
     )
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from coordinator.api.errors import ApiError
 from coordinator.api.routes.context import ApiContext, Context, Worker
 from coordinator.ledger import queries
+from coordinator.ledger.queries import WorkerRow
 from coordinator.urls import Purpose, sign_url
 from protocol.errors import ErrorCode
 from protocol.ids import Digest
@@ -22,23 +23,27 @@ Id = Annotated[Digest, Path()]
 
 
 @router.get("", response_class=RedirectResponse, status_code=307)
-def fetch(context: Context, worker: Worker, digest: Id) -> RedirectResponse:
+async def fetch(context: Context, worker: Worker, digest: Id) -> RedirectResponse:
     """To where the blob can be read, for a minute. Unknown and forbidden blobs look alike."""
-    with context.ledger.read() as connection:
-        if not queries.may_read(connection, digest, worker.worker):
+
+    def read(connection: Connection, row: WorkerRow) -> str:
+        if not queries.may_read(connection, digest, row.worker):
             raise ApiError(ErrorCode.UNKNOWN_BLOB, f"blob {digest}: none that you may read")
-        url = _url(connection, context, worker.worker, digest=digest, purpose="get")
-    return RedirectResponse(url, status_code=307)
+        return _url(connection, context, row.worker, digest=digest, purpose="get")
+
+    return RedirectResponse(await worker.read(read), status_code=307)
 
 
 @router.get("/upload")
-def upload(context: Context, worker: Worker, digest: Id) -> BlobUrl:
+async def upload(context: Context, worker: Worker, digest: Id) -> BlobUrl:
     """Where to upload a blob that the coordinator wants from this worker."""
-    with context.ledger.read() as connection:
-        if queries.may_upload(connection, digest, worker=worker.worker) is None:
+
+    def read(connection: Connection, row: WorkerRow) -> str:
+        if queries.may_upload(connection, digest, worker=row.worker) is None:
             raise ApiError(ErrorCode.UNKNOWN_BLOB, f"blob {digest}: not wanted from you")
-        url = _url(connection, context, worker.worker, digest=digest, purpose="put")
-    return BlobUrl(url=url, expires_in=URL_SECONDS)
+        return _url(connection, context, row.worker, digest=digest, purpose="put")
+
+    return BlobUrl(url=await worker.read(read), expires_in=URL_SECONDS)
 
 
 def _url(

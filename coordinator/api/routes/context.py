@@ -1,42 +1,161 @@
-"""What the handlers share."""
+"""What the handlers share: the api's state, and one worker's call inside its transaction."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Connection
 
 from coordinator.api import auth
 from coordinator.api.errors import ApiError
+from coordinator.api.fleet import Fleet
+from coordinator.api.limits import TooFast, admit
+from coordinator.api.receipts import sign_receipt
 from coordinator.api.settings import ApiSettings
 from coordinator.ledger import Ledger, queries
-from coordinator.ledger.queries import WorkerRow
+from coordinator.ledger.queries import Sighting, WorkerRow
+from coordinator.ledger.writer import GroupWriter
 from coordinator.lifecycle import Refused
-from coordinator.workload import WORKER_INTERVALS, Workload
+from protocol.blobs import BlobRef
+from protocol.capability import Capability
+from protocol.certificates import SignedCertificate
 from protocol.digests import digest_value
-from protocol.messages import (
-    AssignmentHeartbeatAnswer,
-    LeaseAnswer,
-    LeaseRequest,
-    LeaseState,
-    RegisterAnswer,
-    Submission,
-)
+from protocol.errors import ErrorCode
+from protocol.messages import LeaseAnswer, LeaseRequest, LeaseState, Submission
+from protocol.receipts import SignedReceipt
 from shared.identity import Identity
 
-Answer = TypeVar("Answer", LeaseAnswer, LeaseState, AssignmentHeartbeatAnswer, RegisterAnswer)
+Answer = TypeVar("Answer")
+Remembered = TypeVar("Remembered", LeaseAnswer, LeaseState)
 
 
 @dataclass(frozen=True)
-class ApiContext:
-    """The api's ledger, key, settings and clock."""
+class Outlook:
+    """When all work is expected to end, None: unknown; and what nobody here may do, in words."""
 
-    ledger: Ledger
-    identity: Identity
-    settings: ApiSettings
-    now: Callable[[], float]
-    started_at: float
+    end: float | None
+    deserted: str
+
+
+class ApiContext:
+    """The api's ledger, its writer, its key, its settings and its clock.
+
+    `outlook` is what the scheduler's index said at the last tick: the index belongs to the writer.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        writer: GroupWriter,
+        fleet: Fleet,
+        identity: Identity,
+        settings: ApiSettings,
+        now: Callable[[], float],
+    ) -> None:
+        self.ledger = ledger
+        self.writer = writer
+        self.fleet = fleet
+        self.outlook = Outlook(None, "")
+        self.identity = identity
+        self.settings = settings
+        self.now = now
+        self.started_at = now()
+        self._listened_at = float("-inf")
+
+    def listen(self, connection: Connection, now: float) -> float:
+        """Forgive the time in which no api listened, before any lease is judged; returns it."""
+        tolerance = self.settings.heartbeat_seconds
+        forgiven = 0.0
+        if not 0 <= now - self._listened_at <= tolerance:
+            forgiven = queries.forgive_downtime(connection, now=now, tolerance_seconds=tolerance)
+        self._listened_at = now
+        return forgiven
+
+    def look_around(self, connection: Connection, now: float) -> None:
+        """Bring the index up to date with what heartbeats told, and note what it expects."""
+        self.fleet.refresh(connection, now)
+        self.outlook = Outlook(self.fleet.expected_end(now), self.fleet.deserted())
+
+    async def read(self, work: Callable[[Connection], Answer]) -> Answer:
+        """Runs `work` in a read transaction, beside the event loop."""
+
+        def read() -> Answer:
+            with self.ledger.read() as connection:
+                return work(connection)
+
+        return await run_in_threadpool(read)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One worker's call, inside its transaction."""
+
+    connection: Connection
+    context: ApiContext
+    worker: WorkerRow
+    now: float
+
+    def news(self, receipts_after: int) -> "News":
+        """What every heartbeat's answer tells."""
+        connection, worker, context = self.connection, self.worker.worker, self.context
+        earned = queries.receipts_of(connection, worker, after=receipts_after)
+        run = context.settings.run
+        return News(
+            wanted=queries.wanted_from(connection, worker),
+            durable=queries.held_manifests(connection, worker),
+            receipts=tuple(sign_receipt(context.identity, row, run=run) for row in earned),
+            certificate=auth.renew_certificate(
+                connection,
+                self.worker,
+                identity=context.identity,
+                settings=context.settings,
+                now=self.now,
+            ),
+        )
+
+    def asking(self, request: LeaseRequest) -> WorkerRow:
+        """The worker as it asks for work now."""
+        return replace(
+            self.worker,
+            capability=request.capability,
+            cached=frozenset(request.cached),
+            asked_at=self.now,
+        )
+
+    def answered_before(
+        self, request: LeaseRequest | Submission, kind: type[Remembered]
+    ) -> Remembered | Refused | None:
+        """The answer that this request got before, if its id was used."""
+        found = queries.find_answer(
+            self.connection, self.worker.worker, request.request_id, digest_value(request)
+        )
+        return kind.model_validate_json(found) if isinstance(found, str) else found
+
+    def remember(
+        self, request: LeaseRequest | Submission, answer: LeaseAnswer | LeaseState
+    ) -> None:
+        """Keep the answer for a repetition of the request."""
+        queries.keep_answer(
+            self.connection,
+            self.worker.worker,
+            request.request_id,
+            body_digest=digest_value(request),
+            answer=answer.model_dump_json(),
+            now=self.now,
+        )
+
+
+@dataclass(frozen=True)
+class News:
+    """The part that the answers to both kinds of heartbeat have in common."""
+
+    wanted: tuple[BlobRef, ...]
+    durable: tuple[str, ...]
+    receipts: tuple[SignedReceipt, ...]
+    certificate: SignedCertificate | None
 
 
 def _context(request: Request) -> ApiContext:
@@ -46,78 +165,82 @@ def _context(request: Request) -> ApiContext:
     return context
 
 
-def _worker(
-    context: Annotated[ApiContext, Depends(_context)],
-    authorization: Annotated[str | None, Header()] = None,
-) -> WorkerRow:
-    with context.ledger.read() as connection:
-        return auth.authenticate(connection, authorization, now=context.now())
-
-
 Context = Annotated[ApiContext, Depends(_context)]
-Worker = Annotated[WorkerRow, Depends(_worker)]
-"""The worker whose token came with the request."""
+Authorization = Annotated[str | None, Header()]
 
 
-def see(connection: Connection, context: ApiContext, worker: WorkerRow, now: float) -> None:
-    """Note a sign of life; the api's own silence is forgiven before any lease is judged by it."""
-    settings = context.settings
-    queries.forgive_downtime(connection, now=now, tolerance_seconds=settings.heartbeat_seconds)
-    queries.see_worker(
-        connection, worker.worker, token_expires_at=now + settings.token_seconds, now=now
-    )
-    queries.keep_submissions(
-        connection, worker.worker, now=now, heartbeat_seconds=settings.heartbeat_seconds
-    )
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a call tells of its worker; None: nothing new."""
+
+    capability: Capability | None = None
+    maddrs: tuple[str, ...] | None = None
+    cached: tuple[str, ...] | None = None
 
 
-def answered_before(
-    connection: Connection,
-    worker: WorkerRow,
-    request: LeaseRequest | Submission,
-    kind: type[Answer],
-) -> Answer | Refused | None:
-    """The answer that this request got before, if its id was used."""
-    found = queries.find_answer(
-        connection, worker.worker, request.request_id, digest_value(request)
-    )
-    return kind.model_validate_json(found) if isinstance(found, str) else found
+class Caller:
+    """Who calls: a bearer token of ours, whose owner the ledger knows."""
+
+    def __init__(self, context: Context, authorization: Authorization = None) -> None:
+        self._context = context
+        self._token = auth.bearer_token(authorization, key=context.settings.token_key)
+
+    async def write(
+        self,
+        work: Callable[[Call], Answer | Refused | ApiError],
+        *,
+        said: Said | None = None,
+        urgent: bool = True,
+    ) -> Answer:
+        """Runs `work` in a write transaction as this worker, and answers when it is committed.
+
+        The call is a sign of life and counts against the worker's rate limit. Raises ApiError.
+        """
+        context = self._context
+
+        def write(connection: Connection) -> Answer | Refused | ApiError:
+            now = context.now()
+            context.listen(connection, now)
+            worker = auth.authenticate(connection, self._token, now=now)
+            see(connection, context, worker, said or Said(), now)
+            return work(Call(connection, context, worker, now))
+
+        return unwrap(await context.writer.write(write, urgent=urgent))
+
+    async def read(self, work: Callable[[Connection, WorkerRow], Answer]) -> Answer:
+        """Runs `work` in a read transaction as this worker. Raises ApiError."""
+
+        def read(connection: Connection) -> Answer:
+            worker = auth.authenticate(connection, self._token, now=self._context.now())
+            return work(connection, worker)
+
+        return await self._context.read(read)
 
 
-def remember_answer(
-    connection: Connection,
-    worker: WorkerRow,
-    request: LeaseRequest | Submission,
-    answer: LeaseAnswer | LeaseState,
-    now: float,
+Worker = Annotated[Caller, Depends(Caller)]
+
+
+def see(
+    connection: Connection, context: ApiContext, worker: WorkerRow, said: Said, now: float
 ) -> None:
-    """Keep the answer for a repetition of the request."""
-    queries.keep_answer(
-        connection,
-        worker.worker,
-        request.request_id,
-        body_digest=digest_value(request),
-        answer=answer.model_dump_json(),
-        now=now,
+    """Note a sign of life. Raises ApiError, and notes nothing, when the worker calls too often."""
+    settings = context.settings
+    allowed_at = admit(worker.allowed_at, now=now, heartbeat_seconds=settings.heartbeat_seconds)
+    if isinstance(allowed_at, TooFast):
+        raise ApiError(
+            ErrorCode.RATE_LIMITED,
+            f"worker {worker.worker}: too many calls, the next is answered in "
+            f"{allowed_at.retry_after_seconds:.1f} s",
+            retry_after_seconds=allowed_at.retry_after_seconds,
+        )
+    sighting = Sighting(
+        token_expires_at=now + settings.token_seconds,
+        allowed_at=allowed_at,
+        capability=said.capability,
+        maddrs=said.maddrs,
+        cached=said.cached,
     )
-
-
-def load_workload(connection: Connection, context: ApiContext, now: float) -> Workload:
-    """What the scheduler decides on, as it stands in this transaction."""
-    heartbeat_seconds = context.settings.heartbeat_seconds
-    return Workload(
-        assignments=queries.all_assignments(connection),
-        attempts=queries.live_attempts(connection),
-        workers=queries.active_workers(
-            connection, since=now - WORKER_INTERVALS * heartbeat_seconds
-        ),
-        accepted=queries.accepted(connection).keys(),
-        durable_steps=queries.durable_steps(connection),
-        uncollected_steps=queries.uncollected_steps(connection, since=now - heartbeat_seconds),
-        ran_out=queries.ran_out_of_memory(connection),
-        heartbeat_seconds=heartbeat_seconds,
-        now=now,
-    )
+    queries.see_worker(connection, worker.worker, sighting, now)
 
 
 def unwrap(outcome: Answer | Refused | ApiError) -> Answer:

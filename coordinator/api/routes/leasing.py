@@ -1,26 +1,18 @@
 """The request for work: one offer at a time, the same answer to the same request."""
 
 from fastapi import APIRouter
-from sqlalchemy import Connection
 
+from coordinator.api.admission import busy_answer, is_full
 from coordinator.api.errors import ApiError
-from coordinator.api.routes.context import (
-    ApiContext,
-    Context,
-    Worker,
-    answered_before,
-    load_workload,
-    remember_answer,
-    see,
-    unwrap,
-)
+from coordinator.api.routes.context import Call, Context, Said, Worker
 from coordinator.ledger import queries
-from coordinator.ledger.queries import AssignmentRow, Attempt, OfferTerms, WorkerRow
-from coordinator.lifecycle import LEASE_INTERVALS, MAX_UNCOLLECTED, Assignment, Refused
-from coordinator.scheduler import NoWork, choose
-from coordinator.workload import candidates, counts, offerable, retry_seconds
+from coordinator.ledger.queries import AssignmentRow, Attempt, OfferTerms
+from coordinator.lifecycle import MAX_UNCOLLECTED, Assignment, Refused
+from coordinator.scheduling import Backup, NoWork
+from coordinator.workload import retry_seconds
 from protocol.assignments import AssignmentState
 from protocol.errors import ErrorCode
+from protocol.manifests import CheckpointManifest
 from protocol.messages import LeaseAnswer, LeaseRequest, Offer, Parent
 
 router = APIRouter(prefix="/v1/assignments", tags=["assignments"])
@@ -29,113 +21,108 @@ MAX_REASON = 500
 
 
 @router.post("/lease")
-def lease(context: Context, worker: Worker, request: LeaseRequest) -> LeaseAnswer:
+async def lease(context: Context, worker: Worker, request: LeaseRequest) -> LeaseAnswer:
     """Ask for work. A worker holds one lease at a time; an offer still open is repeated."""
-    now = context.now()
-    with context.ledger.begin() as connection:
-        see(connection, context, worker, now)
-        outcome: LeaseAnswer | Refused | ApiError | None = answered_before(
-            connection, worker, request, LeaseAnswer
-        )
-        if outcome is None:
-            queries.expire_leases(connection, now)
-            held = queries.live_lease_of(connection, worker.worker)
-            outcome = (
-                _offer_work(connection, context, worker, request, now)
-                if held is None
-                else _repeat_offer(connection, context, held, now)
-            )
-            if isinstance(outcome, LeaseAnswer):
-                remember_answer(connection, worker, request, outcome, now)
-    return unwrap(outcome)
+    if is_full(context):
+        return busy_answer(context)
+
+    def write(call: Call) -> LeaseAnswer | Refused | ApiError:
+        answer = call.answered_before(request, LeaseAnswer)
+        if answer is not None:
+            return answer
+        queries.expire_leases(call.connection, call.now)
+        held = queries.live_lease_of(call.connection, call.worker.worker)
+        outcome = _offer_work(call, request) if held is None else _repeat_offer(call, held)
+        if isinstance(outcome, LeaseAnswer):
+            call.remember(request, outcome)
+        return outcome
+
+    said = Said(capability=request.capability, cached=request.cached)
+    return await worker.write(write, said=said, urgent=False)
 
 
-def _offer_work(
-    connection: Connection,
-    context: ApiContext,
-    worker: WorkerRow,
-    request: LeaseRequest,
-    now: float,
-) -> LeaseAnswer | Refused:
-    queries.set_asked(connection, worker.worker, now)
-    queries.set_capability(connection, worker.worker, request.capability)
-    if queries.get_run(connection).phase == "finished":
+def _offer_work(call: Call, request: LeaseRequest) -> LeaseAnswer | Refused:
+    connection, worker = call.connection, call.worker.worker
+    run = queries.get_run(connection)
+    if run.phase == "finished":
         return LeaseAnswer(
             offer=None, reason="the run is finished", retry_after_seconds=0.0, finished=True
         )
-    uncollected = queries.count_uncollected(connection, worker.worker)
+    if run.paused:
+        queries.set_asked(connection, worker, call.now)
+        return _wait(call, "the operator paused the run")
+    uncollected = queries.count_uncollected(connection, worker)
     if uncollected > MAX_UNCOLLECTED:
+        queries.set_asked(connection, worker, call.now)
         return _wait(
-            context, f"{uncollected} of your submissions wait to be collected: keep serving them"
+            call, f"{uncollected} of your submissions wait to be collected: keep serving them"
         )
-    load = load_workload(connection, context, now)
-    open_work = offerable(load)
-    if not open_work:
-        return _wait(context, f"no assignment is open now ({counts(load)})")
-    since = now if worker.waits_since is None else worker.waits_since
-    choice = choose(
-        open_work,
-        candidates(load, trusted=context.settings.trusted),
-        asking=worker.worker,
-        now=now,
-        waits_until=since + LEASE_INTERVALS * context.settings.heartbeat_seconds,
-    )
+    asking = call.asking(request)
+    call.context.fleet.follow(connection, call.now)
+    choice = call.context.fleet.choose(asking, now=call.now, waits_since=asking.waits_since)
     if isinstance(choice, NoWork):
-        if choice.waits:
-            queries.set_waits_since(connection, worker.worker, since)
-        return _wait(context, choice.reason)
+        since = (asking.waits_since or call.now) if choice.waits else asking.waits_since
+        queries.set_asked(connection, worker, call.now, waits_since=since)
+        return _wait(call, choice.reason)
+    queries.set_asked(connection, worker, call.now)
+    assignment = choice.of if isinstance(choice, Backup) else choice.assignment
+    if isinstance(choice, Backup):
+        original = queries.get_assignment(connection, assignment)
+        assignment = queries.add_backup(connection, original, now=call.now)
     terms = OfferTerms(
-        assignment=choice.assignment,
-        worker=worker.worker,
+        assignment=assignment,
+        worker=worker,
         free_memory_bytes=request.capability.free_memory_bytes,
         reason=choice.reason[:MAX_REASON],
     )
-    standing = queries.offer_assignment(
-        connection, terms, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
+    offered = queries.offer_assignment(
+        connection, terms, now=call.now, heartbeat_seconds=call.context.settings.heartbeat_seconds
     )
-    if isinstance(standing, Refused):
-        return standing
-    queries.set_waits_since(connection, worker.worker, None)
-    row = queries.get_assignment(connection, choice.assignment)
-    return _answer(connection, context, row, terms.reason, now)
+    if isinstance(offered, Refused):
+        return offered
+    return _answer(call, offered.row, offered.standing, offered.resume, terms.reason)
 
 
-def _repeat_offer(
-    connection: Connection, context: ApiContext, held: Attempt, now: float
-) -> LeaseAnswer | ApiError:
-    row = queries.get_assignment(connection, held.assignment)
+def _repeat_offer(call: Call, held: Attempt) -> LeaseAnswer | ApiError:
+    row = queries.get_assignment(call.connection, held.assignment)
     if row.state is not AssignmentState.OFFERED:
-        left = _remaining(row.standing, now)
         return ApiError(
             ErrorCode.WRONG_STATE,
             f"you hold {held.assignment} under fencing {held.fencing}: go on with it, release "
             f"it, or ask again when it has run out",
-            retry_after_seconds=left,
+            retry_after_seconds=_remaining(row.standing, call.now),
         )
-    return _answer(connection, context, row, held.offer_reason, now)
+    resume = queries.resume_of(call.connection, row.assignment, row.backup_of)
+    manifest = None if resume is None else resume.manifest
+    return _answer(call, row, row.standing, manifest, held.offer_reason)
 
 
 def _answer(
-    connection: Connection, context: ApiContext, row: AssignmentRow, reason: str, now: float
+    call: Call,
+    row: AssignmentRow,
+    standing: Assignment,
+    resume: CheckpointManifest | None,
+    reason: str,
 ) -> LeaseAnswer:
     offer = Offer(
-        assignment=row.assignment,
-        fencing=row.standing.fencing,
-        expires_in=_remaining(row.standing, now),
+        assignment=standing.assignment,
+        fencing=standing.fencing,
+        expires_in=_remaining(standing, call.now),
         spec=row.spec,
         shard=row.shard,
-        parent=_parent(connection, row),
-        resume=queries.take_resume(connection, row.assignment, row.standing.fencing),
-        checkpoint_seconds=context.settings.checkpoint_seconds,
+        parent=_parent(call, row),
+        resume=resume,
+        checkpoint_seconds=call.context.settings.checkpoint_seconds,
         reason=reason,
     )
     return LeaseAnswer(offer=offer, reason=reason, retry_after_seconds=0.0)
 
 
-def _parent(connection: Connection, row: AssignmentRow) -> Parent | None:
+def _parent(call: Call, row: AssignmentRow) -> Parent | None:
     if row.spec.parent is None:
         return None
-    held = queries.accepted(connection)[row.spec.parent]
+    held = queries.accepted_of(call.connection, row.spec.parent)
+    assert held is not None, f"{row.assignment} was offered before its parent was accepted"
     return Parent(shape=held.spec.shape, manifest=held.manifest)
 
 
@@ -143,9 +130,9 @@ def _remaining(standing: Assignment, now: float) -> float:
     return 0.0 if standing.expires_at is None else max(0.0, standing.expires_at - now)
 
 
-def _wait(context: ApiContext, reason: str) -> LeaseAnswer:
+def _wait(call: Call, reason: str) -> LeaseAnswer:
     return LeaseAnswer(
         offer=None,
         reason=reason[:MAX_REASON],
-        retry_after_seconds=retry_seconds(context.settings.heartbeat_seconds),
+        retry_after_seconds=retry_seconds(call.context.settings.heartbeat_seconds),
     )

@@ -1,18 +1,16 @@
 """What anybody may see: the run, its workers, assignments, experts, results; and health."""
 
 import math
-from collections import Counter
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.api.errors import ApiError
-from coordinator.api.routes.context import ApiContext, Context, load_workload
-from coordinator.ledger import queries
+from coordinator.api.routes.context import ApiContext, Context, Outlook
+from coordinator.ledger import LedgerError, queries
 from coordinator.ledger.queries import ROLES
-from coordinator.scheduler import expected_end, make_schedule
-from coordinator.workload import Workload, candidates, deserted, unstarted
 from protocol import PROTOCOL_VERSION
 from protocol.assignments import AssignmentState
 from protocol.errors import ErrorCode
@@ -32,12 +30,16 @@ router = APIRouter(tags=["status"])
 ROLE_SECONDS = 60.0
 """A role that gave no sign of life for so long counts as down."""
 
+MAX_PAGE = 1000
+
+After = Annotated[str, Query(max_length=64, pattern=r"^[A-Za-z0-9]*$")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+
 
 @router.get("/v1/run")
-def run(context: Context) -> RunInfo:
+async def run(context: Context) -> RunInfo:
     """What a newcomer must know before it joins."""
-    with context.ledger.read() as connection:
-        found = queries.get_run(connection)
+    found = await context.read(queries.get_run)
     return RunInfo(
         run=found.run,
         coordinator=context.identity.peer_id,
@@ -50,99 +52,80 @@ def run(context: Context) -> RunInfo:
 
 
 @router.get("/v1/status")
-def status(context: Context) -> StatusView:
+async def status(context: Context) -> StatusView:
     """The whole run at a glance."""
-    now = context.now()
-    with context.ledger.read() as connection:
-        found = queries.get_run(connection)
-        rows = queries.all_assignments(connection)
-        states = Counter(row.state for row in rows)
-        experts = Counter(row.state for row in rows if row.spec.kind == "expert")
-        workers = queries.worker_views(
-            connection, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
-        )
-        load = load_workload(connection, context, now)
-        measured_at = queries.results_recorded_at(connection)
-        return StatusView(
-            run=found.run,
-            coordinator=context.identity.peer_id,
-            phase=found.phase,
-            phase_reason=(deserted(load) or found.phase_reason)[:500],
-            phase_age_seconds=max(0.0, now - queries.phase_since(connection)),
-            round=found.round,
-            assignments={state.value: number for state, number in states.items()},
-            workers=dict(Counter(worker.state for worker in workers)),
-            experts_accepted=experts[AssignmentState.ACCEPTED],
-            experts_planned=experts.total() - experts[AssignmentState.CANCELLED],
-            eta_seconds=_eta_seconds(load, context, now),
-            perplexities=queries.perplexity_views(connection, now=now),
-            results=queries.newest_results(connection),
-            results_age_seconds=None if measured_at is None else max(0.0, now - measured_at),
-            software_version=SOFTWARE_VERSION,
-            protocol_version=PROTOCOL_VERSION,
-            server_time=now,
-            uptime_seconds=max(0.0, now - context.started_at),
-            roles=_role_ages(connection, now),
-        )
+    return await context.read(lambda connection: _status(connection, context))
 
 
 @router.get("/v1/workers")
-def workers(context: Context) -> list[WorkerView]:
-    """Every worker."""
-    with context.ledger.read() as connection:
-        return queries.worker_views(
+async def workers(context: Context, after: After = "", limit: Limit = MAX_PAGE) -> list[WorkerView]:
+    """Workers by peer id, a page at a time: `after` is the last one of the page before."""
+    heartbeat_seconds = context.settings.heartbeat_seconds
+    return await context.read(
+        lambda connection: queries.worker_views(
             connection,
             now=context.now(),
-            heartbeat_seconds=context.settings.heartbeat_seconds,
+            heartbeat_seconds=heartbeat_seconds,
+            after=after,
+            limit=limit,
         )
+    )
 
 
 @router.get("/v1/domains")
-def domains(context: Context) -> list[DomainView]:
+async def domains(context: Context) -> list[DomainView]:
     """Every domain."""
-    with context.ledger.read() as connection:
-        return queries.domain_views(connection)
+    return await context.read(queries.domain_views)
 
 
 @router.get("/v1/experts")
-def experts(context: Context) -> list[ExpertView]:
+async def experts(context: Context) -> list[ExpertView]:
     """Every accepted checkpoint."""
-    with context.ledger.read() as connection:
-        return queries.expert_views(connection)
+    return await context.read(queries.expert_views)
 
 
 @router.get("/v1/assignments")
-def assignments(context: Context) -> list[AssignmentView]:
-    """Every assignment, and why it stands where it stands."""
-    with context.ledger.read() as connection:
-        return queries.assignment_views(connection, now=context.now())
+async def assignments(
+    context: Context,
+    after: After = "",
+    limit: Limit = MAX_PAGE,
+    state: AssignmentState | None = None,
+) -> list[AssignmentView]:
+    """Assignments by id, a page at a time, and why each stands where it stands."""
+    return await context.read(
+        lambda connection: queries.assignment_views(
+            connection, now=context.now(), after=after, limit=limit, state=state
+        )
+    )
 
 
 @router.get("/v1/results")
-def results(context: Context) -> ResultTable:
+async def results(context: Context) -> ResultTable:
     """The newest result table."""
-    with context.ledger.read() as connection:
+
+    def read(connection: Connection) -> ResultTable:
         table = queries.newest_results(connection)
-        phase = queries.get_run(connection).phase
-    if table is None:
-        raise ApiError(ErrorCode.NOT_FOUND, f"results: none yet, the run is {phase}")
-    return table
+        if table is None:
+            phase = queries.get_run(connection).phase
+            raise ApiError(ErrorCode.NOT_FOUND, f"results: none yet, the run is {phase}")
+        return table
+
+    return await context.read(read)
 
 
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
-def readyz(context: Context) -> dict[str, str]:
+async def readyz(context: Context) -> dict[str, str]:
     """The ledger can be read and every role writes its signs of life into it."""
     now = context.now()
     try:
-        with context.ledger.read() as connection:
-            ages = _role_ages(connection, now)
-    except SQLAlchemyError as error:
+        ages = await context.read(lambda connection: _role_ages(connection, now))
+    except (SQLAlchemyError, LedgerError) as error:
         raise ApiError(ErrorCode.NOT_READY, "ledger: cannot be read") from error
     down = [role for role in ROLES if ages.get(role, ROLE_SECONDS) >= ROLE_SECONDS]
     if down:
@@ -152,15 +135,45 @@ def readyz(context: Context) -> dict[str, str]:
     return {"status": "ready"}
 
 
+def _status(connection: Connection, context: ApiContext) -> StatusView:
+    now = context.now()
+    found = queries.get_run(connection)
+    experts = queries.count_by_state(connection, kind="expert")
+    measured_at = queries.results_recorded_at(connection)
+    outlook = context.outlook
+    return StatusView(
+        run=found.run,
+        coordinator=context.identity.peer_id,
+        phase=found.phase,
+        phase_reason=(outlook.deserted or found.phase_reason)[:500],
+        phase_age_seconds=max(0.0, now - found.phase_since),
+        paused=found.paused,
+        round=found.round,
+        assignments=queries.count_by_state(connection),
+        workers={
+            state: number
+            for state, number in queries.count_workers(
+                connection, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
+            ).items()
+        },
+        experts_accepted=experts.get(AssignmentState.ACCEPTED, 0),
+        experts_planned=sum(experts.values()) - experts.get(AssignmentState.CANCELLED, 0),
+        eta_seconds=_eta_seconds(outlook, now),
+        perplexities=queries.perplexity_views(connection, now=now),
+        results=queries.newest_results(connection),
+        results_age_seconds=None if measured_at is None else max(0.0, now - measured_at),
+        software_version=SOFTWARE_VERSION,
+        protocol_version=PROTOCOL_VERSION,
+        server_time=now,
+        uptime_seconds=max(0.0, now - context.started_at),
+        roles=_role_ages(connection, now),
+    )
+
+
+def _eta_seconds(outlook: Outlook, now: float) -> float | None:
+    end = outlook.end
+    return max(0.0, end - now) if end is not None and math.isfinite(end) else None
+
+
 def _role_ages(connection: Connection, now: float) -> dict[str, float]:
     return {role: max(0.0, now - at) for role, at in queries.role_beats(connection).items()}
-
-
-def _eta_seconds(load: Workload, context: ApiContext, now: float) -> float | None:
-    if not load.assignments:
-        return None
-    schedule = make_schedule(
-        unstarted(load), candidates(load, trusted=context.settings.trusted), now=now
-    )
-    end = expected_end(schedule, now=now)
-    return end - now if end is not None and math.isfinite(end) else None

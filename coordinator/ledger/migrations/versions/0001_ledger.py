@@ -99,6 +99,7 @@ def upgrade() -> None:
         "assignments",
         sa.Column("assignment", sa.String(length=17), nullable=False),
         sa.Column("spec", sa.String(length=64), nullable=False),
+        sa.Column("kind", sa.String(length=8), nullable=False),
         sa.Column("backup_of", sa.String(length=17), nullable=True),
         sa.Column("shard", sa.Text(), nullable=False),
         sa.Column("schemes", sa.Text(), nullable=False),
@@ -123,6 +124,7 @@ def upgrade() -> None:
     )
     op.create_index("assignments_by_spec", "assignments", ["spec"], unique=False)
     op.create_index("assignments_by_worker", "assignments", ["worker", "state"], unique=False)
+    op.create_index(op.f("ix_assignments_backup_of"), "assignments", ["backup_of"], unique=False)
     op.create_index(op.f("ix_assignments_state"), "assignments", ["state"], unique=False)
     op.create_index(
         "one_accepted_a_spec",

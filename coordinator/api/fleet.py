@@ -1,0 +1,253 @@
+"""The scheduler's index of this api process, which follows the ledger.
+
+Decisions reach it through the entries, inside the transaction that decides, so that several api
+processes agree on what is open; what heartbeats say reaches it once a tick, out of the volatile
+tables. Used by one thread alone, that of the writer.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import Connection
+
+from coordinator.api.settings import ApiSettings
+from coordinator.ledger import queries
+from coordinator.ledger.queries import AssignmentRow, Attempt, Entry, WorkerRow
+from coordinator.lifecycle import LEASE_INTERVALS
+from coordinator.scheduling import Backup, Choice, Index, NoWork, Verdict, Work
+from coordinator.workload import (
+    asks_again_at,
+    expected_speed,
+    is_offerable,
+    make_candidate,
+    make_running,
+    make_work,
+    plays_a_part,
+)
+from protocol.assignments import FINAL, LIVE, AssignmentState
+
+UNKNOWN_SPEED = 1e9
+"""FLOP/s reckoned with for the holder of a lease of whom nothing else is known."""
+
+_BATCH = 500
+
+
+class Fleet:
+    """Open work, work in progress and workers, as of the newest entry that was followed."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._settings = settings
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, and read it again before the next decision: a commit failed."""
+        self._index = Index()
+        self._last_entry: int | None = None
+        self._refreshed_at = 0.0
+        self._swept_at = 0.0
+        self._workers: dict[str, WorkerRow] = {}
+        self._busy: dict[str, str] = {}
+        self._observed: dict[str, float] = {}
+        self._proven: set[str] = set()
+        self._accepted: set[str] = set()
+        self._children: dict[str, set[str]] = defaultdict(set)
+        self._backups: dict[str, str] = {}
+        self._holders: dict[str, str] = {}
+
+    def follow(self, connection: Connection, now: float) -> None:
+        """Take in what was decided since the last time, by whatever process."""
+        if self._last_entry is None:
+            self._load(connection, now)
+            return
+        while batch := queries.read_entries(connection, after=self._last_entry, limit=_BATCH):
+            self._take_in(connection, batch, now)
+            self._last_entry = batch[-1].number
+
+    def refresh(self, connection: Connection, now: float) -> None:
+        """Take in what heartbeats told, and forget workers that do not ask any more."""
+        self.follow(connection, now)
+        since, self._refreshed_at = self._refreshed_at, now
+        for worker in queries.seen_workers(connection, since=since):
+            self._put_worker(worker, now)
+        moved = queries.progressed_attempts(connection, since=since)
+        if moved:
+            self._observed |= queries.observed_speeds(connection, {one.worker for one in moved})
+            self._refresh(connection, {one.assignment for one in moved}, now)
+        if now - self._swept_at >= self._settings.heartbeat_seconds:
+            self._swept_at = now
+            for worker in list(self._workers.values()):
+                self._put_worker(worker, now)
+
+    def choose(
+        self, worker: WorkerRow, *, now: float, waits_since: float | None
+    ) -> Choice | Backup | NoWork:
+        """What this worker, which asks now, gets."""
+        self._put_worker(worker, now)
+        if worker.draining:
+            return NoWork("the operator asked you to take no more work")
+        choice = self._index.choose(
+            worker.worker,
+            now=now,
+            waits_since=waits_since,
+            patience_seconds=LEASE_INTERVALS * self._settings.heartbeat_seconds,
+        )
+        waiting = sum(map(len, self._children.values()))
+        if isinstance(choice, NoWork) and waiting:
+            words = f"{choice.reason} ({waiting} more wait for their parent)"
+            return NoWork(words, waits=choice.waits)
+        return choice
+
+    def why(self, worker: WorkerRow, *, now: float, limit: int) -> list[Verdict]:
+        """What the scheduler thinks of open assignments for this worker."""
+        self._put_worker(worker, now, asks=True)
+        return self._index.why(worker.worker, now=now, limit=limit)
+
+    def expected_end(self, now: float) -> float | None:
+        """When all work is expected to end; None if some fits nobody here."""
+        return self._index.expected_end(now)
+
+    def deserted(self) -> str:
+        """Which open assignment every worker here is excluded from, in words; empty: none."""
+        return self._index.deserted()
+
+    def _load(self, connection: Connection, now: float) -> None:
+        self._last_entry = queries.last_number(connection)
+        self._accepted = queries.accepted_specs(connection)
+        self._proven = queries.proven_workers(connection)
+        self._observed = queries.observed_speeds(connection)
+        window = LEASE_INTERVALS * self._settings.heartbeat_seconds
+        active = queries.active_workers(connection, since=now - window)
+        self._workers = {worker.worker: worker for worker in active}
+        self._put_assignments(connection, queries.all_assignments(connection), now)
+        for worker in active:
+            self._put_worker(worker, now)
+        self._refreshed_at = now
+
+    def _take_in(self, connection: Connection, entries: list[Entry], now: float) -> None:
+        assignments: set[str] = set()
+        workers: set[str] = set()
+        for entry in entries:
+            for row in entry.rows:
+                if "assignment" in row.values:
+                    assignments.add(row.values["assignment"])
+                if row.table == "receipts":
+                    self._proven.add(row.values["worker"])
+                    self._accepted.add(row.values["spec"])
+                    assignments |= self._children.pop(row.values["spec"], set())
+                if row.table == "workers":
+                    workers.add(row.values["worker"])
+            if "assignment" in entry.facts:
+                assignments.add(str(entry.facts["assignment"]))
+        # Workers first: how long work takes depends on who does it.
+        for worker in queries.these_workers(connection, workers):
+            self._put_worker(worker, now)
+        self._refresh(connection, assignments, now)
+
+    def _refresh(self, connection: Connection, ids: Collection[str], now: float) -> None:
+        if ids:
+            self._put_assignments(connection, queries.these_assignments(connection, ids), now)
+
+    def _put_assignments(
+        self, connection: Connection, rows: Sequence[AssignmentRow], now: float
+    ) -> None:
+        for row in rows:
+            self._note_backup(row)
+        history = _History(connection, rows)
+        for row in rows:
+            work = make_work(
+                row,
+                durable_step=history.durable_step(row),
+                ran_out=history.ran_out.get(row.assignment),
+                not_before=history.arrives_by(row, self._settings.heartbeat_seconds),
+            )
+            self._put_open(row, work)
+            self._put_running(row, work, history.held.get(row.assignment))
+        # An original is offered, and backed up, depending on how its backup stands.
+        originals = {row.backup_of for row in rows if row.backup_of is not None}
+        self._refresh(connection, originals - {row.assignment for row in rows}, now)
+
+    def _put_open(self, row: AssignmentRow, work: Work) -> None:
+        # A backup is offered when it is made, to whom it was made for, and never again.
+        overtaken = row.backup_of is not None or row.assignment in self._backups
+        if is_offerable(row, accepted=self._accepted) and not overtaken:
+            self._index.put_work(work)
+            return
+        self._index.drop_work(row.assignment)
+        if row.state is AssignmentState.OPEN and row.spec.parent is not None:
+            self._children[row.spec.parent].add(row.assignment)
+
+    def _put_running(self, row: AssignmentRow, work: Work, attempt: Attempt | None) -> None:
+        before = self._holders.pop(row.assignment, None)
+        if before is not None and self._busy.get(before) == row.assignment:
+            del self._busy[before]
+        if attempt is None or row.state not in LIVE:
+            self._index.drop_running(row.assignment)
+            return
+        self._holders[row.assignment] = attempt.worker
+        self._busy[attempt.worker] = row.assignment
+        worker = self._workers.get(attempt.worker)
+        observed = self._observed.get(attempt.worker)
+        self._index.put_running(
+            make_running(
+                row,
+                attempt,
+                work=work,
+                speed=UNKNOWN_SPEED if worker is None else expected_speed(worker, observed),
+                heartbeat_seconds=self._settings.heartbeat_seconds,
+                backed_up=row.assignment in self._backups,
+            )
+        )
+
+    def _note_backup(self, row: AssignmentRow) -> None:
+        if row.backup_of is None:
+            return
+        if row.state in FINAL:
+            self._backups.pop(row.backup_of, None)
+        else:
+            self._backups[row.backup_of] = row.assignment
+
+    def _put_worker(self, worker: WorkerRow, now: float, *, asks: bool = False) -> None:
+        heartbeat_seconds = self._settings.heartbeat_seconds
+        self._workers[worker.worker] = worker
+        works = worker.worker in self._busy
+        if not asks and not plays_a_part(
+            worker, works=works, heartbeat_seconds=heartbeat_seconds, now=now
+        ):
+            self._index.drop_worker(worker.worker)
+            del self._workers[worker.worker]
+            return
+        self._index.put_worker(
+            make_candidate(
+                worker,
+                observed=self._observed.get(worker.worker),
+                proven=worker.worker in self._proven,
+                trusted=self._settings.trusted,
+                busy_until=asks_again_at(worker, heartbeat_seconds=heartbeat_seconds, now=now),
+                now=now,
+            )
+        )
+
+
+class _History:
+    """What else the ledger holds of some assignments."""
+
+    def __init__(self, connection: Connection, rows: Sequence[AssignmentRow]) -> None:
+        unfinished = [row for row in rows if row.state in LIVE or row.state is AssignmentState.OPEN]
+        named = {row.assignment for row in unfinished}
+        named |= {row.backup_of for row in unfinished if row.backup_of is not None}
+        ids = None if len(named) > _BATCH else named
+        self._durable = queries.durable_steps(connection, ids)
+        self._arriving = queries.arriving_checkpoints(connection, ids)
+        self.ran_out = queries.ran_out_of_memory(connection, ids)
+        self.held = {one.assignment: one for one in queries.live_attempts(connection, ids)}
+
+    def durable_step(self, row: AssignmentRow) -> int:
+        """The step of the newest checkpoint from which it, or its original, can go on."""
+        own = self._durable.get(row.assignment, 0)
+        return max(own, self._durable.get(row.backup_of, 0)) if row.backup_of else own
+
+    def arrives_by(self, row: AssignmentRow, heartbeat_seconds: float) -> float:
+        """Until when to wait for a newer checkpoint that its last holder named; 0: not at all."""
+        step, announced_at = self._arriving.get(row.assignment, (0, 0.0))
+        is_newer = step > self._durable.get(row.assignment, 0)
+        return announced_at + heartbeat_seconds if is_newer else 0.0
