@@ -11,6 +11,7 @@ from coordinator.ledger.entries import verify_chain
 from coordinator.ledger.tables import entries, nonces
 
 TRANSACTIONS = 150
+TURNS = 10
 
 WRITES = """
 import sys, threading
@@ -41,13 +42,14 @@ from coordinator.ledger import Ledger
 from coordinator.ledger.tables import nonces
 
 ledger = Ledger(sys.argv[1])
-number = 0
+with ledger.begin() as connection:
+    rows = [{"nonce": f"hog-{number}", "expires_at": 1.0} for number in range(1000)]
+    connection.execute(nonces.insert(), rows)
+print("begun", flush=True)
 while True:
     with ledger.begin() as connection:
-        rows = [{"nonce": f"hog-{number + i}", "expires_at": 1.0} for i in range(200)]
-        connection.execute(nonces.insert(), rows)
-    number += 200
-    print(number, flush=True)
+        for _ in range(10):
+            connection.execute(nonces.update().values(expires_at=nonces.c.expires_at + 1))
 """
 
 
@@ -76,13 +78,23 @@ def test_two_processes_write_one_chain_and_none_is_turned_away(prepared_database
     ledger.close()
 
 
+def wait_for_more(ledger: Ledger) -> None:
+    """Until the other process has written once more."""
+    query = select(nonces.c.expires_at).where(nonces.c.nonce == "hog-0")
+    seen = set()
+    while len(seen) < 2:
+        with ledger.read() as connection:
+            seen.add(connection.execute(query).scalar())
+
+
 @pytest.mark.timeout(30)
 def test_a_process_that_never_stops_writing_starves_no_other(prepared_database):
     hog = start(HOGS, prepared_database)
     try:
         hog.stdout.readline()
         ledger = Ledger(prepared_database)
-        for number in range(50):
+        for number in range(TURNS):
+            wait_for_more(ledger)
             with ledger.begin() as connection:
                 connection.execute(nonces.insert(), {"nonce": str(number), "expires_at": 1.0})
         assert hog.poll() is None
