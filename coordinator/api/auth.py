@@ -5,8 +5,8 @@ import hmac
 from sqlalchemy import Connection
 
 from coordinator.api.errors import ApiError
-from coordinator.api.tokens import is_token, new_nonce, new_token, nonce_expiry
 from coordinator.api.settings import ApiSettings
+from coordinator.api.tokens import is_token, new_nonce, new_token, nonce_expiry
 from coordinator.ledger import queries
 from coordinator.ledger.queries import Registration, WorkerRow
 from protocol import PROTOCOL_VERSION

@@ -92,7 +92,7 @@ def worker_views(
 
 def count_workers(
     connection: Connection, *, now: float, heartbeat_seconds: float
-) -> dict[WorkerState, int]:
+) -> dict[str, int]:
     """State to how many workers are in it."""
     since = now - LEASE_INTERVALS * heartbeat_seconds
     works = select(attempts.c.worker).where(attempts.c.state.in_(LIVE_ATTEMPTS))

@@ -150,12 +150,9 @@ def _status(connection: Connection, context: ApiContext) -> StatusView:
         paused=found.paused,
         round=found.round,
         assignments=queries.count_by_state(connection),
-        workers={
-            state: number
-            for state, number in queries.count_workers(
-                connection, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
-            ).items()
-        },
+        workers=queries.count_workers(
+            connection, now=now, heartbeat_seconds=context.settings.heartbeat_seconds
+        ),
         experts_accepted=experts.get(AssignmentState.ACCEPTED, 0),
         experts_planned=sum(experts.values()) - experts.get(AssignmentState.CANCELLED, 0),
         eta_seconds=_eta_seconds(outlook, now),
