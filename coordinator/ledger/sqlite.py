@@ -98,4 +98,7 @@ def _prepare(raw: sqlite3.Connection, _record: Any) -> None:
 
 def _begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("ledger_writes", False)
+    driver: Any = connection.connection.driver_connection
+    # A reader that wrote would fail as soon as somebody else writes, too: it fails at once.
+    driver.execute(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -125,8 +125,10 @@ class GroupWriter:
                         batch.append(write)
                         _do(connection, write, parts)
             except Exception as error:
-                log.exception("a batch of %d writes was not committed", len(batch))
-                self._fail(batch or self._take_all(), error)
+                batch = batch or self._take_all()
+                trace = not isinstance(error, LedgerUnavailable)
+                log.error("%d writes were not committed: %s", len(batch), error, exc_info=trace)
+                self._fail(batch, error)
             else:
                 _deliver(batch)
 

@@ -150,6 +150,15 @@ def test_a_reader_sees_one_state_while_others_write(opened):
         assert len(reader.execute(nonces.select()).all()) == 1
 
 
+def test_a_reader_cannot_write(opened):
+    with pytest.raises((DBAPIError, LedgerError)), opened.read() as connection:
+        connection.execute(nonces.insert(), {"nonce": "a", "expires_at": 1.0})
+    with opened.begin() as connection:
+        connection.execute(nonces.insert(), {"nonce": "b", "expires_at": 1.0})
+    with opened.read() as connection:
+        assert [row.nonce for row in connection.execute(nonces.select())] == ["b"]
+
+
 def test_a_failing_writer_leaves_nothing(opened):
     def fail():
         with opened.begin() as connection:
