@@ -1,6 +1,7 @@
 """What many tests need: a clock that stands still, a temporary ledger, tiny specs, the real app."""
 
 import hashlib
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -159,12 +160,36 @@ def clock() -> FrozenClock:
     return FrozenClock()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "tampers: changes its ledger behind the ledger's back")
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    opened.create()
-    yield opened
-    opened.close()
+def open_ledger(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Ledger]]:
+    """Opens ledgers; when the test is over, each must be what its own entries prove."""
+    opened: list[Ledger] = []
+
+    def build(url: str) -> Ledger:
+        opened.append(Ledger(url))
+        return opened[-1]
+
+    yield build
+    for ledger in opened:
+        if request.node.get_closest_marker("tampers") is None:
+            with ledger.read() as connection:
+                verdict = queries.verify_ledger(connection)
+            assert verdict.holds, verdict
+        ledger.close()
+
+
+@pytest.fixture
+def ledger(
+    tmp_path: Path, sqlite_template: Path, open_ledger: Callable[[str], Ledger]
+) -> Ledger:
+    """An empty ledger on SQLite, verified when its test is over."""
+    path = tmp_path / "ledger.sqlite"
+    shutil.copyfile(sqlite_template, path)
+    return open_ledger(f"sqlite:///{path}")
 
 
 @pytest.fixture

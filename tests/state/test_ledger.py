@@ -1,0 +1,392 @@
+"""The ledger: what its schema refuses, and what its queries keep true."""
+
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from coordinator.ledger import Ledger, LedgerError, queries, tables
+from coordinator.ledger.workers import Registration
+from coordinator.lifecycle import Assignment, Holder
+from coordinator.scoring.verification import Accepted
+from protocol.messages import AssignmentHeartbeat, Submission
+
+ANNA, BERT = "12D3KooW" + "A" * 44, "12D3KooW" + "B" * 44
+
+
+def register(connection, worker: str, make) -> None:
+    registration = Registration(
+        worker=worker,
+        name="",
+        software_version="0",
+        capability=make.capability(),
+        maddrs=(),
+        token_digest=worker,
+        token_expires_at=1e9,
+        certificate_expires_at=1e9,
+    )
+    queries.register_worker(connection, registration, 1.0)
+
+
+@pytest.fixture
+def spec(ledger, make):
+    made = make.spec()
+    with ledger.begin() as connection:
+        queries.create_run(connection, run="r", coordinator="c", now=1.0)
+        for worker in (ANNA, BERT):
+            register(connection, worker, make)
+        for split in ("train", "gate"):
+            queries.add_shard(connection, make.shard("python", split))
+        queries.add_assignment(
+            connection, made, shard=make.shard("python", "train").blob, schemes=("A",), now=1.0
+        )
+    return made
+
+
+def offer(connection, spec, worker: str = ANNA, now: float = 10.0) -> Assignment:
+    terms = queries.OfferTerms(
+        assignment=f"a{spec.digest[:16]}", worker=worker, free_memory_bytes=1, reason=""
+    )
+    after = queries.offer_assignment(connection, terms, now=now, heartbeat_seconds=10.0)
+    assert isinstance(after, Assignment)
+    return after
+
+
+def start(connection, spec, worker: str = ANNA, now: float = 10.0) -> Assignment:
+    held = offer(connection, spec, worker, now)
+    after = queries.acknowledge_lease(
+        connection,
+        held.assignment,
+        Holder(worker=worker, fencing=held.fencing),
+        now=now,
+        heartbeat_seconds=10.0,
+    )
+    assert isinstance(after, Assignment)
+    return after
+
+
+def beat(connection, held: Assignment, *, now: float, step: int, checkpoint: Any) -> None:
+    message = AssignmentHeartbeat(
+        fencing=held.fencing,
+        step=step,
+        loss=None,
+        tokens_per_second=1.0,
+        checkpoint=checkpoint,
+        checkpoint_step=step,
+    )
+    after = queries.renew_lease(
+        connection,
+        held.assignment,
+        message,
+        worker=held.worker or "",
+        now=now,
+        heartbeat_seconds=10.0,
+    )
+    assert isinstance(after, Assignment)
+
+
+def hold(connection, make, spec, *, step: int | None, now: float) -> tuple[str, ...]:
+    (row,) = queries.announced_checkpoints(connection)
+    manifest = make.manifest(spec, row.worker, step=step)
+    return queries.mark_durable(connection, row.checkpoint_id, manifest, now)
+
+
+def test_creating_twice_keeps_what_is_there(ledger, spec):
+    ledger.create()
+    with ledger.read() as connection:
+        assert queries.get_run(connection).run == "r"
+
+
+def test_a_ledger_of_another_schema_version_is_refused(ledger):
+    with ledger.begin() as connection:
+        connection.execute(tables.schema.update().values(version=99))
+    with pytest.raises(LedgerError, match="schema version 99, expected 2"):
+        ledger.create()
+
+
+def test_a_foreign_database_is_refused(tmp_path):
+    foreign = Ledger(f"sqlite:///{tmp_path / 'foreign.sqlite'}")
+    with foreign.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE songs (title TEXT)")
+    with pytest.raises(LedgerError, match=r"other tables \['songs'\]"):
+        foreign.create()
+    foreign.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "/tmp/ledger"])
+def test_a_ledger_must_be_a_file(url):
+    with pytest.raises(LedgerError, match="expected sqlite:///"):
+        Ledger(url)
+
+
+def test_the_file_is_synchronised_and_keeps_its_references(ledger):
+    with ledger.read() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "busy_timeout": 30_000,
+    }
+
+
+def test_a_failed_transaction_leaves_nothing_behind(ledger, spec, make):
+    def fail() -> None:
+        with ledger.begin() as connection:
+            offer(connection, spec)
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with ledger.read() as connection:
+        (row,) = queries.all_assignments(connection)
+        assert row.state == "open"
+        assert "offer" not in [entry.kind for entry in queries.read_entries(connection)]
+
+
+def test_the_schema_refuses_a_second_live_lease_of_an_assignment(ledger, spec):
+    with ledger.begin() as connection:
+        offer(connection, spec)
+    row = {
+        "assignment": f"a{spec.digest[:16]}",
+        "fencing": 2,
+        "worker": BERT,
+        "state": "running",
+        "free_memory_bytes": 1,
+        "offer_reason": "",
+        "offered_at": 1.0,
+        "step": 0,
+        "tokens_per_second": 0.0,
+        "progressed_at": 1.0,
+        "reason": "",
+    }
+    with (
+        pytest.raises(IntegrityError, match="UNIQUE"),
+        ledger.begin() as connection,
+    ):
+        connection.execute(tables.attempts.insert().values(**row))
+
+
+def test_the_schema_refuses_a_second_live_lease_of_a_worker(ledger, spec, make):
+    with ledger.begin() as connection:
+        other = make.spec(rng_seed=1)
+        queries.add_assignment(
+            connection, other, shard=make.shard("python", "train").blob, schemes=(), now=1.0
+        )
+        offer(connection, spec)
+    with (
+        pytest.raises(IntegrityError, match="UNIQUE"),
+        ledger.begin() as connection,
+    ):
+        offer(connection, other)
+
+
+def test_writers_from_many_threads_lose_no_update(ledger, spec):
+    def work() -> None:
+        for _ in range(10):
+            with ledger.begin() as connection:
+                number = queries.role_beats(connection).get("scorer", 0.0)
+                queries.beat_role(connection, "scorer", number + 1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with ledger.read() as connection:
+        assert queries.role_beats(connection)["scorer"] == 40
+
+
+def test_two_connections_to_one_file_do_not_overwrite_each_other(ledger, spec, tmp_path):
+    other = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+
+    def work(mine: Ledger) -> None:
+        for _ in range(10):
+            with mine.begin() as connection:
+                number = queries.role_beats(connection).get("scorer", 0.0)
+                queries.beat_role(connection, "scorer", number + 1)
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in (ledger, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    other.close()
+    with ledger.read() as connection:
+        assert queries.role_beats(connection)["scorer"] == 20
+
+
+def test_equal_specs_are_one_assignment_that_several_schemes_need(ledger, spec, make):
+    shard = make.shard("python", "train").blob
+    with ledger.begin() as connection:
+        queries.add_assignment(connection, spec, shard=shard, schemes=("B", "A"), now=2.0)
+        (row,) = queries.all_assignments(connection)
+        assert row.schemes == ("A", "B")
+        assert row.shard == shard
+        wrong = make.shard("python", "gate").blob
+        with pytest.raises(LedgerError, match="expected the spec's own"):
+            queries.add_assignment(connection, spec, shard=wrong, schemes=(), now=2.0)
+
+
+def test_a_run_or_a_shard_is_never_replaced(ledger, spec, make):
+    with ledger.begin() as connection:
+        queries.create_run(connection, run="r", coordinator="c", now=9.0)
+        with pytest.raises(LedgerError, match="expected 'other'"):
+            queries.create_run(connection, run="other", coordinator="c", now=9.0)
+        queries.add_shard(connection, make.shard("python", "train"))
+        changed = make.shard("python", "train").model_copy(update={"num_tokens": 5})
+        with pytest.raises(LedgerError, match="holds another one"):
+            queries.add_shard(connection, changed)
+
+
+def test_the_last_two_durable_checkpoints_are_kept(ledger, spec, make):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        freed = []
+        for step in (2, 4, 6):
+            beat(connection, held, now=11.0, step=step, checkpoint=make.blob(f"step {step}"))
+            freed.append(hold(connection, make, spec, step=step, now=11.0))
+        first = make.manifest(spec, ANNA, step=2)
+        expected = {make.blob("step 2").digest, *(file.blob.digest for file in first.files)}
+        assert freed[:2] == [(), ()]
+        assert set(freed[2]) == expected
+        resume = queries.resume_manifest(connection, held.assignment)
+        assert resume == make.manifest(spec, ANNA, step=6)
+
+
+def test_a_blob_that_a_kept_checkpoint_shares_is_not_freed(ledger, spec, make):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        freed: tuple[str, ...] = ()
+        shared = make.manifest(spec, ANNA, step=2).files[0]
+        for step in (2, 4, 6):
+            beat(connection, held, now=11.0, step=step, checkpoint=make.blob(f"step {step}"))
+            (row,) = queries.announced_checkpoints(connection)
+            manifest = make.manifest(spec, ANNA, step=step)
+            manifest = manifest.model_copy(update={"files": (shared, *manifest.files[1:])})
+            freed = queries.mark_durable(connection, row.checkpoint_id, manifest, 11.0)
+        assert freed
+        assert shared.blob.digest not in freed
+
+
+def test_a_newer_announcement_replaces_one_that_nobody_collected(ledger, spec, make):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        for step in (2, 4):
+            beat(connection, held, now=11.0, step=step, checkpoint=make.blob(f"step {step}"))
+        (row,) = queries.announced_checkpoints(connection)
+        assert (row.step, row.manifest) == (4, make.blob("step 4"))
+
+
+def test_a_transfer_that_ends_after_it_was_replaced_still_counts(ledger, spec, make):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        beat(connection, held, now=11.0, step=2, checkpoint=make.blob("step 2"))
+        (row,) = queries.announced_checkpoints(connection)
+        beat(connection, held, now=12.0, step=4, checkpoint=make.blob("step 4"))
+        manifest = make.manifest(spec, ANNA, step=2)
+        queries.mark_durable(connection, row.checkpoint_id, manifest, 13.0)
+        queries.mark_durable(connection, row.checkpoint_id, manifest, 14.0)
+        assert queries.resume_manifest(connection, held.assignment) == manifest
+
+
+@pytest.mark.parametrize(("field", "value"), [("step", 3), ("worker", BERT), ("spec", "0" * 64)])
+def test_a_manifest_must_be_what_was_announced(ledger, spec, make, field, value):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        beat(connection, held, now=11.0, step=2, checkpoint=make.blob("step 2"))
+        (row,) = queries.announced_checkpoints(connection)
+        manifest = make.manifest(spec, ANNA, step=2).model_copy(update={field: value})
+        with pytest.raises(LedgerError, match=f"manifest has {field}"):
+            queries.mark_durable(connection, row.checkpoint_id, manifest, 12.0)
+
+
+def test_a_refused_training_checkpoint_leaves_the_lease_alone(ledger, spec, make):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        beat(connection, held, now=11.0, step=2, checkpoint=make.blob("step 2"))
+        (row,) = queries.announced_checkpoints(connection)
+        for _ in range(2):
+            queries.mark_refused(connection, row.checkpoint_id, "bad header", 12.0)
+        assert queries.announced_checkpoints(connection) == []
+        (row_after,) = queries.all_assignments(connection)
+        assert row_after.state == "running"
+
+
+def test_a_submission_collected_after_its_lease_was_lost_is_a_spare(ledger, spec, make):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        submission = Submission(
+            request_id="0" * 32,
+            fencing=held.fencing,
+            manifest=make.blob("expert"),
+            tokens_per_second=1.0,
+            train_seconds=1.0,
+        )
+        queries.submit_expert(
+            connection,
+            held.assignment,
+            submission,
+            worker=ANNA,
+            now=12.0,
+            heartbeat_seconds=10.0,
+        )
+        (row,) = queries.announced_checkpoints(connection)
+        queries.expire_leases(connection, 1000.0)
+        offer(connection, spec, BERT, now=2000.0)
+        manifest = make.manifest(spec, ANNA)
+        freed = queries.mark_durable(connection, row.checkpoint_id, manifest, 2001.0)
+        assert set(freed) == {make.blob("expert").digest, manifest.files[0].blob.digest}
+        assert queries.durable_submissions(connection) == []
+
+
+def test_nothing_is_verified_that_was_not_submitted(ledger, spec):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        with pytest.raises(LedgerError, match="expected submitted"):
+            queries.record_verification(
+                connection, held.assignment, held.fencing, Accepted(), "", 12.0
+            )
+
+
+def test_nobody_reads_what_no_rule_names(ledger, spec, make):
+    with ledger.read() as connection:
+        assert queries.may_read(connection, make.shard("python", "train").blob.digest, BERT)
+        assert not queries.may_read(connection, make.shard("python", "gate").blob.digest, BERT)
+        assert not queries.may_read(connection, "0" * 64, BERT)
+        assert queries.may_upload(connection, "0" * 64) is None
+
+
+def test_a_banned_worker_reads_nothing(ledger, spec, make):
+    with ledger.begin() as connection:
+        banned = tables.workers.c.worker == BERT
+        connection.execute(tables.workers.update().where(banned).values(banned=1))
+        assert not queries.may_read(connection, make.shard("python", "train").blob.digest, BERT)
+
+
+def test_the_snapshot_is_what_the_queries_wrote(ledger, spec):
+    with ledger.begin() as connection:
+        for perplexity in (9.0, 8.0):
+            queries.record_evaluation(
+                connection,
+                spec_digest=spec.digest,
+                shard_digest="0" * 64,
+                mean_log_likelihood=-2.0,
+                perplexity=perplexity,
+                bits_per_byte=1.0,
+                now=3.0,
+            )
+        queries.set_domain_class(connection, "python", "difficult", 8.0)
+        with pytest.raises(LedgerError, match="domain 'none'"):
+            queries.set_domain_class(connection, "none", "easy", 1.0)
+        seen = queries.snapshot(connection)
+    assert seen.phase == "preparing"
+    assert [row.spec for row in seen.assignments] == [spec]
+    assert [row.perplexity for row in seen.evaluations] == [8.0]
+    assert seen.domains[0].difficulty == "difficult"
+    assert set(seen.domains[0].shards) == {"train", "gate"}
+    assert seen.results is None
