@@ -109,7 +109,7 @@ def make_run(
         with ledger.begin() as connection:
             queries.create_run(connection, run=RUN, coordinator=ground.coordinator, now=now())
             for split in SPLITS:
-                queries.add_shard(connection, _shard(split))
+                queries.add_shard(connection, _shard(split), now=now())
             queries.set_network(connection, maddrs=(), blob_url="http://127.0.0.1:9", now=now())
             queries.set_phase(connection, "training", "", now())
         add_specs(ledger, range(specs))

@@ -27,6 +27,7 @@ HOLDER_BEATS = 10.0
 WARM_UP_SECONDS = 5.0
 """Of steady load before it is measured: as long as a lease takes."""
 
+THINK_SECONDS = 2.0
 COST_WORKERS = 400
 LIMIT_SECONDS = 20.0
 MAX_LIMIT_STEPS = 10
@@ -145,12 +146,13 @@ class Benchmark:
         warm_up = min(WARM_UP_SECONDS, seconds)
         start = player.now() + warm_up
         measures = Measures(start=start, end=start + seconds)
+        mix = Mix(leases=leases, think_seconds=min(THINK_SECONDS, seconds / 10))
         async with asyncio.TaskGroup() as tasks:
             for part in (
                 player.heartbeats(
                     measures, joined, rate=plan.heartbeats, seconds=warm_up + seconds
                 ),
-                player.leases(measures, joined, Mix(leases=leases), seconds=warm_up + seconds),
+                player.leases(measures, joined, mix, seconds=warm_up + seconds),
             ):
                 tasks.create_task(part)
             await asyncio.sleep(warm_up)
@@ -207,8 +209,16 @@ class Benchmark:
         return phase
 
     async def _count_alive(self) -> None:
-        _, body = await self._player.wire.call(request_bytes("GET", "/v1/workers"))
-        alive = {row["worker"] for row in json.loads(body) if row["state"] in ("idle", "working")}
+        alive: set[str] = set()
+        after = ""
+        while page := await self._page(f"/v1/workers?after={after}"):
+            alive |= {row["worker"] for row in page if row["state"] in ("idle", "working")}
+            after = page[-1]["worker"]
         joined = [one.identity.peer_id for one in self._volunteers if one.token]
         self._report.joined = len(joined)
         self._report.alive = sum(one in alive for one in joined)
+
+    async def _page(self, path: str) -> list[dict[str, str]]:
+        _, body = await self._player.wire.call(request_bytes("GET", path))
+        rows: list[dict[str, str]] = json.loads(body)
+        return rows

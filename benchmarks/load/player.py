@@ -29,7 +29,7 @@ class Mix:
     """
 
     leases: float
-    think_seconds: float = 2.0
+    think_seconds: float
     submit_share: float = 0.8
 
 
