@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import count
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -190,6 +191,31 @@ def test_a_locked_file_is_said_in_words(tmp_path, monkeypatch):
         pass
     shell.close()
     shell.engine.dispose()
+    ledger.close()
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+def test_the_write_ahead_log_is_emptied_once_its_readers_let_it_be(prepared_database, monkeypatch):
+    limit = 200_000
+    monkeypatch.setattr("coordinator.ledger.sqlite.LOG_BYTES", limit)
+    ledger = Ledger(prepared_database)
+    log = ledger.path.with_name(ledger.path.name + "-wal")
+    numbers = count()
+
+    def write() -> int:
+        with ledger.begin() as connection:
+            rows = [{"nonce": str(next(numbers)), "expires_at": 1.0} for _ in range(50)]
+            connection.execute(nonces.insert(), rows)
+        return log.stat().st_size
+
+    with ledger.read() as reader:
+        assert reader.execute(nonces.select()).all() == []
+        while write() < 2 * limit:
+            pass
+    while write() > limit // 4:
+        pass
+    with ledger.read() as reader:
+        assert len(reader.execute(nonces.select()).all()) == next(numbers)
     ledger.close()
 
 
