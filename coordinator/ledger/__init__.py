@@ -14,6 +14,7 @@ domains      domains and their shards
 workers      registration, tokens, nonces, signs of life
 assignments  work to do: adding it, reading it, writing back what the lifecycle decided
 leases       offer, acknowledge, renew, submit, release, expire
+operations   what the operator may do to workers and assignments
 requests     answers to repeated requests
 checkpoints  what workers announced, what is durable, what is wanted
 visibility   who may read or upload a blob

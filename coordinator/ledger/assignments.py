@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import Connection, and_, case, exists, func, select, update
-from sqlalchemy import Row as Found
+from sqlalchemy import Connection, and_, bindparam, case, exists, func, select
 
 from coordinator.ledger.entries import Row, added, changed, record
 from coordinator.ledger.errors import LedgerError
+from coordinator.ledger.prepared import Prepared, update_by_key
 from coordinator.ledger.tables import assignments, progress, specs
 from coordinator.lifecycle import Assignment
 from protocol.assignments import AssignmentState
@@ -105,8 +105,7 @@ def add_backup(connection: Connection, original: AssignmentRow, *, now: float) -
 
 def find_assignment(connection: Connection, assignment: str) -> AssignmentRow | None:
     """The assignment with this id."""
-    query = _SELECT.where(assignments.c.assignment == assignment)
-    row = connection.execute(query).one_or_none()
+    row = _BY_ID.one(connection, assignment=assignment)
     return None if row is None else _assignment(row)
 
 
@@ -141,8 +140,8 @@ def some_assignments(
 
 def these_assignments(connection: Connection, ids: Iterable[str]) -> tuple[AssignmentRow, ...]:
     """The assignments with these ids, in no order; unknown ones are left out."""
-    query = _SELECT.where(assignments.c.assignment.in_(list(ids)))
-    return tuple(map(_assignment, connection.execute(query)))
+    found = (find_assignment(connection, assignment) for assignment in ids)
+    return tuple(row for row in found if row is not None)
 
 
 def live_twins(connection: Connection, row: AssignmentRow) -> tuple[AssignmentRow, ...]:
@@ -190,11 +189,13 @@ def standing_row(standing: Assignment, *, reason: str | None = None, now: float)
 
 def store_expiry(connection: Connection, standing: Assignment) -> None:
     """Until when the newest attempt has time; None: nothing runs out any more."""
-    mine = and_(
-        progress.c.assignment == standing.assignment, progress.c.fencing == standing.fencing
+    _STORE_EXPIRY.run(
+        connection,
+        key_assignment=standing.assignment,
+        key_fencing=standing.fencing,
+        new_expires_at=standing.expires_at,
+        new_collect_by=standing.collect_by,
     )
-    values = {"expires_at": standing.expires_at, "collect_by": standing.collect_by}
-    connection.execute(update(progress).where(mine).values(values))
 
 
 def _new(  # noqa: PLR0913 - one column each
@@ -234,6 +235,10 @@ _SELECT = (
 )
 
 
+_BY_ID = Prepared(_SELECT.where(assignments.c.assignment == bindparam("assignment")))
+_STORE_EXPIRY = update_by_key(progress, ("expires_at", "collect_by"))
+
+
 def _columns(standing: Assignment) -> dict[str, object]:
     return {
         "assignment": standing.assignment,
@@ -246,7 +251,7 @@ def _columns(standing: Assignment) -> dict[str, object]:
     }
 
 
-def _assignment(row: Found[tuple[object, ...]]) -> AssignmentRow:
+def _assignment(row: Any) -> AssignmentRow:
     return AssignmentRow(
         standing=Assignment(
             assignment=row.assignment,

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, and_, select
-from sqlalchemy import Row as Found
+from sqlalchemy import Connection, and_, bindparam, select
 
 from coordinator.credit import Attempted, Try
 from coordinator.ledger.assignments import parse_spec
 from coordinator.ledger.entries import Row, changed
-from coordinator.ledger.tables import LIVE_ATTEMPTS, assignments, attempts, progress, specs
+from coordinator.ledger.prepared import Prepared
+from coordinator.ledger.tables import IS_LIVE, assignments, attempts, progress, specs
 from shared.sizing import step_flops
 
 MIN_OBSERVED_STEPS = 5
@@ -48,15 +49,14 @@ class Attempt:
 
 def progressed_attempts(connection: Connection, *, since: float) -> tuple[Attempt, ...]:
     """Live attempts whose trainer got further after `since`."""
-    live = attempts.c.state.in_(LIVE_ATTEMPTS)
+    live = IS_LIVE
     query = _SELECT.where(live, progress.c.progressed_at > since)
     return tuple(map(_attempt, connection.execute(query)))
 
 
 def find_attempt(connection: Connection, assignment: str, fencing: int) -> Attempt | None:
     """The attempt under this fencing number."""
-    key = (attempts.c.assignment == assignment) & (attempts.c.fencing == fencing)
-    row = connection.execute(_SELECT.where(key)).one_or_none()
+    row = _BY_KEY.one(connection, assignment=assignment, fencing=fencing)
     return None if row is None else _attempt(row)
 
 
@@ -65,16 +65,16 @@ def live_attempts(connection: Connection, ids: Iterable[str] | None = None) -> t
 
     `ids` are the assignments that are meant; None: all.
     """
-    query = _SELECT.where(attempts.c.state.in_(LIVE_ATTEMPTS)).order_by(attempts.c.assignment)
     if ids is not None:
-        query = query.where(attempts.c.assignment.in_(list(ids)))
+        rows = (row for one in ids for row in _LIVE_OF.all(connection, assignment=one))
+        return tuple(map(_attempt, rows))
+    query = _SELECT.where(IS_LIVE).order_by(attempts.c.assignment)
     return tuple(map(_attempt, connection.execute(query)))
 
 
 def live_lease_of(connection: Connection, worker: str) -> Attempt | None:
     """The lease or offer that a worker holds."""
-    query = _SELECT.where(attempts.c.worker == worker, attempts.c.state.in_(LIVE_ATTEMPTS))
-    row = connection.execute(query).one_or_none()
+    row = _LIVE_OF_WORKER.one(connection, worker=worker)
     return None if row is None else _attempt(row)
 
 
@@ -94,11 +94,13 @@ def ran_out_of_memory(
     connection: Connection, ids: Iterable[str] | None = None
 ) -> dict[str, dict[str, int]]:
     """Assignment to worker to the most free memory with which it ran out there, in bytes."""
-    query = select(attempts).where(attempts.c.reason == "out_of_memory")
-    if ids is not None:
-        query = query.where(attempts.c.assignment.in_(list(ids)))
     found: dict[str, dict[str, int]] = {}
-    for row in connection.execute(query):
+    rows = (
+        connection.execute(_RAN_OUT)
+        if ids is None
+        else (row for one in ids for row in _RAN_OUT_OF.all(connection, assignment=one))
+    )
+    for row in rows:
         of_one = found.setdefault(row.assignment, {})
         of_one[row.worker] = max(of_one.get(row.worker, 0), row.free_memory_bytes)
     return found
@@ -183,7 +185,19 @@ _SELECT = select(
 ).join(progress, _SAME)
 
 
-def _attempt(row: Found[tuple[object, ...]]) -> Attempt:
+_BY_KEY = Prepared(
+    _SELECT.where(
+        attempts.c.assignment == bindparam("assignment"),
+        attempts.c.fencing == bindparam("fencing"),
+    )
+)
+_LIVE_OF = Prepared(_SELECT.where(IS_LIVE, attempts.c.assignment == bindparam("assignment")))
+_LIVE_OF_WORKER = Prepared(_SELECT.where(IS_LIVE, attempts.c.worker == bindparam("worker")))
+_RAN_OUT = select(attempts).where(attempts.c.reason == "out_of_memory")
+_RAN_OUT_OF = Prepared(_RAN_OUT.where(attempts.c.assignment == bindparam("assignment")))
+
+
+def _attempt(row: Any) -> Attempt:
     return Attempt(
         assignment=row.assignment,
         fencing=row.fencing,

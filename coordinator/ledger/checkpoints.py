@@ -13,12 +13,13 @@ What collecting one leads to is in `coordinator.ledger.collection`.
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, or_, select, update
-from sqlalchemy import Row as Found
+from sqlalchemy import Connection, bindparam, delete, func, or_, select
 
 from coordinator.ledger.assignments import parse_spec
 from coordinator.ledger.entries import Row, added, changed, next_number, record
+from coordinator.ledger.prepared import Prepared, update_by_key
 from coordinator.ledger.tables import (
     assignments,
     checkpoint_blobs,
@@ -84,21 +85,22 @@ def announced(connection: Connection, announcement: Announcement, now: float) ->
     under a lease that ended, counts under the new one. What another worker named is its own: a
     manifest's digest is public and proves nothing.
     """
-    mine = (
-        (checkpoints.c.assignment == announcement.assignment)
-        & (checkpoints.c.worker == announcement.worker)
-        & (checkpoints.c.kind == announcement.kind)
-        & (checkpoints.c.manifest_digest == announcement.manifest.digest)
+    found = _NAMED_BEFORE.one(
+        connection,
+        assignment=announcement.assignment,
+        worker=announcement.worker,
+        kind=announcement.kind,
+        manifest=announcement.manifest.digest,
     )
-    found = connection.execute(select(checkpoints).where(mine)).one_or_none()
     if found is None:
         older = _waiting(connection, announcement) if announcement.kind == "training" else []
         number = next_number(connection)
         return [*superseded(older, now), _named(announcement, number, "announced", now)]
+    again_at = {"key_checkpoint_id": found.checkpoint_id, "new_announced_at": now}
     if found.state == "announced":
-        connection.execute(update(checkpoints).where(mine).values(announced_at=now))
+        _SET_ANNOUNCED_AT.run(connection, **again_at)
     elif announcement.kind == "expert" and found.state in ("spare", "superseded"):
-        connection.execute(update(checkpoints).where(mine).values(announced_at=now))
+        _SET_ANNOUNCED_AT.run(connection, **again_at)
         again = {"state": "announced", "fencing": announcement.fencing}
         return [changed(checkpoints, checkpoint_id=found.checkpoint_id, **again)]
     return []
@@ -156,40 +158,18 @@ def want_blobs(
 
 def wanted_from(connection: Connection, worker: str) -> tuple[BlobRef, ...]:
     """The blobs that this worker is asked to upload."""
-    query = (
-        select(wanted.c.digest, wanted.c.size)
-        .join(checkpoints, checkpoints.c.checkpoint_id == wanted.c.checkpoint_id)
-        .where(checkpoints.c.worker == worker, checkpoints.c.state == "announced")
-        .order_by(wanted.c.since, wanted.c.digest)
-    )
-    found = {row.digest: row.size for row in connection.execute(query)}
+    found = {row.digest: row.size for row in _WANTED_FROM.all(connection, worker=worker)}
     return tuple(BlobRef(digest=digest, size=size) for digest, size in found.items())
 
 
 def held_manifests(connection: Connection, worker: str) -> tuple[str, ...]:
     """Digests of this worker's newest manifests that the coordinator held, files included."""
-    query = (
-        select(checkpoints.c.manifest_digest)
-        .where(checkpoints.c.worker == worker, checkpoints.c.body.is_not(None))
-        .order_by(checkpoints.c.decided_at.desc())
-        .limit(_DECIDED_SHOWN)
-    )
-    return tuple(connection.execute(query).scalars())
+    return tuple(row.manifest_digest for row in _HELD_FROM.all(connection, worker=worker))
 
 
 def resume_of(connection: Connection, assignment: str, backup_of: str | None) -> Resume | None:
     """The newest durable training checkpoint of an assignment, or of that which it backs up."""
-    query = (
-        select(checkpoints.c.body, checkpoints.c.assignment, checkpoints.c.fencing)
-        .where(
-            checkpoints.c.assignment.in_([assignment, backup_of or assignment]),
-            checkpoints.c.kind == "training",
-            checkpoints.c.state == "durable",
-        )
-        .order_by(checkpoints.c.step.desc(), checkpoints.c.checkpoint_id.desc())
-        .limit(1)
-    )
-    row = connection.execute(query).one_or_none()
+    row = _RESUME_OF.one(connection, assignment=assignment, original=backup_of or assignment)
     if row is None:
         return None
     manifest = CheckpointManifest.model_validate_json(row.body)
@@ -198,12 +178,7 @@ def resume_of(connection: Connection, assignment: str, backup_of: str | None) ->
 
 def durable_step(connection: Connection, assignment: str) -> int | None:
     """The step of the newest durable training checkpoint of an assignment."""
-    query = select(func.max(checkpoints.c.step)).where(
-        checkpoints.c.assignment == assignment,
-        checkpoints.c.kind == "training",
-        checkpoints.c.state == "durable",
-    )
-    step: int | None = connection.execute(query).scalar()
+    step: int | None = _DURABLE_STEP.value(connection, assignment=assignment)
     return step
 
 
@@ -215,7 +190,8 @@ def durable_steps(connection: Connection, ids: Iterable[str] | None = None) -> d
         .group_by(checkpoints.c.assignment)
     )
     if ids is not None:
-        query = query.where(checkpoints.c.assignment.in_(list(ids)))
+        found = {one: durable_step(connection, one) for one in ids}
+        return {one: step for one, step in found.items() if step is not None}
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
@@ -223,12 +199,12 @@ def arriving_checkpoints(
     connection: Connection, ids: Iterable[str] | None = None
 ) -> dict[str, tuple[int, float]]:
     """Assignment to the step of its training checkpoint that is to be collected, and since when."""
-    query = select(checkpoints.c.assignment, checkpoints.c.step, checkpoints.c.announced_at).where(
-        checkpoints.c.kind == "training", checkpoints.c.state == "announced"
+    rows = (
+        connection.execute(_ARRIVING)
+        if ids is None
+        else (row for one in ids for row in _ARRIVING_OF.all(connection, assignment=one))
     )
-    if ids is not None:
-        query = query.where(checkpoints.c.assignment.in_(list(ids)))
-    return {row.assignment: (row.step, row.announced_at) for row in connection.execute(query)}
+    return {row.assignment: (row.step, row.announced_at) for row in rows}
 
 
 def training_checkpoints(connection: Connection, assignment: str) -> list[int]:
@@ -320,7 +296,50 @@ _SELECT = (
 )
 
 
-def _checkpoint(row: Found[tuple[object, ...]]) -> CheckpointRow:
+_NAMED_BEFORE = Prepared(
+    select(checkpoints.c.checkpoint_id, checkpoints.c.state).where(
+        checkpoints.c.assignment == bindparam("assignment"),
+        checkpoints.c.worker == bindparam("worker"),
+        checkpoints.c.kind == bindparam("kind"),
+        checkpoints.c.manifest_digest == bindparam("manifest"),
+    )
+)
+_SET_ANNOUNCED_AT = update_by_key(checkpoints, ("announced_at",))
+_WANTED_FROM = Prepared(
+    select(wanted.c.digest, wanted.c.size)
+    .join(checkpoints, checkpoints.c.checkpoint_id == wanted.c.checkpoint_id)
+    .where(checkpoints.c.worker == bindparam("worker"), checkpoints.c.state == "announced")
+    .order_by(wanted.c.since, wanted.c.digest)
+)
+_HELD_FROM = Prepared(
+    select(checkpoints.c.manifest_digest)
+    .where(checkpoints.c.worker == bindparam("worker"), checkpoints.c.body.is_not(None))
+    .order_by(checkpoints.c.decided_at.desc())
+    .limit(_DECIDED_SHOWN)
+)
+_DURABLE = (checkpoints.c.kind == "training") & (checkpoints.c.state == "durable")
+_RESUME_OF = Prepared(
+    select(checkpoints.c.body, checkpoints.c.assignment, checkpoints.c.fencing)
+    .where(
+        _DURABLE,
+        (checkpoints.c.assignment == bindparam("assignment"))
+        | (checkpoints.c.assignment == bindparam("original")),
+    )
+    .order_by(checkpoints.c.step.desc(), checkpoints.c.checkpoint_id.desc())
+    .limit(1)
+)
+_DURABLE_STEP = Prepared(
+    select(func.max(checkpoints.c.step)).where(
+        _DURABLE, checkpoints.c.assignment == bindparam("assignment")
+    )
+)
+_ARRIVING = select(checkpoints.c.assignment, checkpoints.c.step, checkpoints.c.announced_at).where(
+    checkpoints.c.kind == "training", checkpoints.c.state == "announced"
+)
+_ARRIVING_OF = Prepared(_ARRIVING.where(checkpoints.c.assignment == bindparam("assignment")))
+
+
+def _checkpoint(row: Any) -> CheckpointRow:
     return CheckpointRow(
         checkpoint_id=row.checkpoint_id,
         assignment=row.assignment,

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Table, and_, select, update
+from sqlalchemy import Connection, Table, bindparam, select
 
 from coordinator.ledger.errors import LedgerError
+from coordinator.ledger.prepared import Prepared, insert_into, update_by_key
 from coordinator.ledger.tables import STATE_TABLES, entries
 from protocol.digests import canonical_bytes, digest_bytes
 
@@ -52,6 +53,16 @@ FIRST_PREVIOUS = "0" * 64
 """What the first entry holds in the place of a digest."""
 
 _BATCH = 2000
+_ADD = insert_into(entries, ("number", "at", "kind", "body", "previous", "digest"))
+_AFTER = Prepared(
+    select(entries)
+    .where(entries.c.number > bindparam("after"))
+    .order_by(entries.c.number)
+    .limit(bindparam("most"))
+)
+_LAST = Prepared(
+    select(entries.c.number, entries.c.digest).order_by(entries.c.number.desc()).limit(1)
+)
 _TABLES = {table.name: table for table in STATE_TABLES}
 
 
@@ -110,16 +121,14 @@ def record(
     number, previous = _tail(connection)
     body = _body(facts or {}, rows)
     at = float(now)
-    connection.execute(
-        entries.insert(),
-        {
-            "number": number,
-            "at": at,
-            "kind": kind,
-            "body": body,
-            "previous": previous,
-            "digest": _digest(number, at, kind, body, previous),
-        },
+    _ADD.run(
+        connection,
+        number=number,
+        at=at,
+        kind=kind,
+        body=body,
+        previous=previous,
+        digest=_digest(number, at, kind, body, previous),
     )
     for row in rows:
         write_row(connection, row)
@@ -141,21 +150,21 @@ def write_row(connection: Connection, row: Row) -> None:
     table = _TABLES.get(row.table)
     if table is None:
         raise LedgerError(f"entry: table {row.table!r}, expected one of {sorted(_TABLES)}")
+    values = row.values
     if row.new:
-        connection.execute(table.insert(), dict(row.values))
+        insert_into(table, tuple(values)).run(connection, **values)
         return
-    key = {column.name: row.values[column.name] for column in table.primary_key}
-    others = {name: value for name, value in row.values.items() if name not in key}
-    matches = and_(*(table.c[name] == value for name, value in key.items()))
-    if connection.execute(update(table).where(matches).values(**others)).rowcount != 1:
+    key = {column.name: values[column.name] for column in table.primary_key}
+    names = tuple(name for name in values if name not in key)
+    given = {f"key_{name}": value for name, value in key.items()}
+    given |= {f"new_{name}": values[name] for name in names}
+    if update_by_key(table, names).run(connection, **given) != 1:
         raise LedgerError(f"{row.table} {key}: there is no such row to change")
 
 
 def read_entries(connection: Connection, *, after: int = 0, limit: int = 1000) -> list[Entry]:
     """Up to `limit` entries with a number above `after`, in order."""
-    rows = connection.execute(
-        select(entries).where(entries.c.number > after).order_by(entries.c.number).limit(limit)
-    )
+    rows = _AFTER.all(connection, after=after, most=limit)
     return [_entry(row, json.loads(row.body)) for row in rows]
 
 
@@ -187,8 +196,7 @@ def verify_chain(connection: Connection) -> BrokenEntry | None:
 
 
 def _tail(connection: Connection) -> tuple[int, str]:
-    query = select(entries.c.number, entries.c.digest).order_by(entries.c.number.desc()).limit(1)
-    last = connection.execute(query).one_or_none()
+    last = _LAST.one(connection)
     return (last.number + 1, last.digest) if last else (1, FIRST_PREVIOUS)
 
 

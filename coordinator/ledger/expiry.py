@@ -1,16 +1,36 @@
 """What time does to leases: they run out, unless the coordinator itself was not listening."""
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from coordinator import lifecycle
 from coordinator.ledger.assignments import get_assignment, standing_row, store_expiry
 from coordinator.ledger.attempts import ended
 from coordinator.ledger.checkpoints import superseded
 from coordinator.ledger.entries import record
+from coordinator.ledger.prepared import Prepared
 from coordinator.ledger.run import beat_role, role_beats
 from coordinator.ledger.tables import assignments, checkpoints, progress
 from coordinator.lifecycle import Assignment, Refused
 from protocol.assignments import AssignmentState
+
+_DUE = Prepared(
+    select(progress.c.assignment)
+    .where(progress.c.expires_at <= bindparam("now"))
+    .limit(bindparam("most"))
+)
+_UNCOLLECTED = Prepared(
+    select(assignments.c.assignment)
+    .join(
+        progress,
+        (progress.c.assignment == assignments.c.assignment)
+        & (progress.c.fencing == assignments.c.fencing),
+    )
+    .where(
+        assignments.c.worker == bindparam("worker"),
+        assignments.c.state == AssignmentState.SUBMITTED.value,
+        progress.c.expires_at.is_not(None),
+    )
+)
 
 
 def expire_leases(
@@ -20,9 +40,8 @@ def expire_leases(
 
     Returns them as they were.
     """
-    due = select(progress.c.assignment).where(progress.c.expires_at <= now)
     expired = []
-    for assignment in list(connection.execute(due.limit(limit)).scalars()):
+    for (assignment,) in _DUE.all(connection, now=now, most=limit):
         standing = get_assignment(connection, assignment).standing
         after = lifecycle.expire(standing, now=now)
         if isinstance(after, Refused):
@@ -113,17 +132,4 @@ def keep_submissions(
 
 
 def _uncollected(connection: Connection, worker: str) -> list[str]:
-    waiting = (
-        select(assignments.c.assignment)
-        .join(
-            progress,
-            (progress.c.assignment == assignments.c.assignment)
-            & (progress.c.fencing == assignments.c.fencing),
-        )
-        .where(
-            assignments.c.worker == worker,
-            assignments.c.state == AssignmentState.SUBMITTED.value,
-            progress.c.expires_at.is_not(None),
-        )
-    )
-    return list(connection.execute(waiting).scalars())
+    return [row.assignment for row in _UNCOLLECTED.all(connection, worker=worker)]

@@ -3,9 +3,10 @@
 A refusal is a value, so that what was noted on the way (a spare submission) is committed with it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, select, update
+from sqlalchemy import Connection, bindparam, select
 
 from coordinator import lifecycle
 from coordinator.ledger.assignments import (
@@ -26,6 +27,7 @@ from coordinator.ledger.checkpoints import (
 from coordinator.ledger.collection import drop
 from coordinator.ledger.ending import fail_assignment
 from coordinator.ledger.entries import EntryKind, Row, added, changed, record
+from coordinator.ledger.prepared import Prepared, insert_into, update_by_key
 from coordinator.ledger.tables import attempts, checkpoints, progress, receipts
 from coordinator.lifecycle import Assignment, Holder, Refused
 from protocol.blobs import BlobRef
@@ -36,6 +38,28 @@ from shared.sizing import step_flops
 
 TRAINER_FAILURES: frozenset[ReleaseReason] = frozenset({"trainer_failed", "out_of_memory"})
 """Typed errors of training itself; enough equal ones of proven workers fail the assignment."""
+
+
+_START = insert_into(
+    progress,
+    (
+        "assignment",
+        "fencing",
+        "expires_at",
+        "step",
+        "tokens_per_second",
+        "started_at",
+        "progressed_at",
+    ),
+)
+_SUBMITTED = Prepared(
+    select(checkpoints.c.checkpoint_id).where(
+        checkpoints.c.assignment == bindparam("assignment"),
+        checkpoints.c.fencing == bindparam("fencing"),
+        checkpoints.c.manifest_digest == bindparam("manifest"),
+        checkpoints.c.kind == "expert",
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +108,15 @@ def offer_assignment(
         reason="",
     )
     _record(connection, "offer", after, attempt, reason=terms.reason, now=now)
-    connection.execute(
-        progress.insert(),
-        {
-            "assignment": after.assignment,
-            "fencing": after.fencing,
-            "expires_at": after.expires_at,
-            "step": 0,
-            "tokens_per_second": 0.0,
-            "started_at": now,
-            "progressed_at": now,
-        },
+    _START.run(
+        connection,
+        assignment=after.assignment,
+        fencing=after.fencing,
+        expires_at=after.expires_at,
+        step=0,
+        tokens_per_second=0.0,
+        started_at=now,
+        progressed_at=now,
     )
     return Offered(row, after, resume.manifest if resume else None)
 
@@ -156,7 +178,7 @@ def renew_lease(  # noqa: PLR0913 - who beats, what it said, and by what it is j
         return after
     values = {"expires_at": after.expires_at, "step": last[0], "progressed_at": last[1]}
     values |= {"loss": beat.loss, "tokens_per_second": beat.tokens_per_second}
-    connection.execute(update(progress).where(_newest(after)).values(values))
+    _update_progress(connection, after, values)
     named = _named_training(connection, after, beat.checkpoint, beat.checkpoint_step, now)
     if named:
         record(connection, "announce", *named, facts=_facts(after), now=now)
@@ -204,7 +226,7 @@ def submit_expert(
     store_expiry(connection, after)
     values = {"step": named.step, "tokens_per_second": submission.tokens_per_second}
     values |= {"progressed_at": now}
-    connection.execute(update(progress).where(_newest(after)).values(values))
+    _update_progress(connection, after, values)
     return after
 
 
@@ -268,7 +290,7 @@ def _acknowledge(
     running = changed(attempts, assignment=after.assignment, fencing=after.fencing, state="running")
     _record(connection, "acknowledge", after, running, now=now)
     values = {"expires_at": after.expires_at, "started_at": now, "progressed_at": now}
-    connection.execute(update(progress).where(_newest(after)).values(values))
+    _update_progress(connection, after, values)
     return after
 
 
@@ -318,13 +340,13 @@ def _impossible_step(step: int, num_steps: int) -> Refused | None:
 def _submitted_before(connection: Connection, named: Announcement, standing: Assignment) -> bool:
     if (standing.worker, standing.fencing) != (named.worker, named.fencing):
         return False
-    query = select(checkpoints.c.checkpoint_id).where(
-        checkpoints.c.assignment == named.assignment,
-        checkpoints.c.fencing == named.fencing,
-        checkpoints.c.manifest_digest == named.manifest.digest,
-        checkpoints.c.kind == "expert",
+    found = _SUBMITTED.value(
+        connection,
+        assignment=named.assignment,
+        fencing=named.fencing,
+        manifest=named.manifest.digest,
     )
-    return connection.execute(query).first() is not None
+    return found is not None
 
 
 def _named_training(
@@ -343,9 +365,12 @@ def _named_training(
     return announced(connection, announcement, now)
 
 
-def _newest(standing: Assignment) -> ColumnElement[bool]:
-    return and_(
-        progress.c.assignment == standing.assignment, progress.c.fencing == standing.fencing
+def _update_progress(
+    connection: Connection, standing: Assignment, values: Mapping[str, object]
+) -> None:
+    new = {f"new_{name}": value for name, value in values.items()}
+    update_by_key(progress, tuple(values)).run(
+        connection, key_assignment=standing.assignment, key_fencing=standing.fencing, **new
     )
 
 

@@ -61,6 +61,7 @@ from coordinator.ledger.leases import (
     renew_lease,
     submit_expert,
 )
+from coordinator.ledger.operations import Settled, settle_assignment, treat_worker
 from coordinator.ledger.rebuild import Difference, Verdict, verify_ledger
 from coordinator.ledger.requests import find_answer, forget_answers, keep_answer
 from coordinator.ledger.results import (
@@ -105,6 +106,7 @@ from coordinator.ledger.views import (
     perplexity_views,
     proven_workers,
     receipts_of,
+    worker_state,
     worker_views,
 )
 from coordinator.ledger.visibility import may_read, may_upload
@@ -148,6 +150,7 @@ __all__ = [
     "Role",
     "RunRow",
     "RunSnapshot",
+    "Settled",
     "Sighting",
     "SubmissionRow",
     "Verdict",
@@ -238,12 +241,14 @@ __all__ = [
     "set_network",
     "set_paused",
     "set_phase",
+    "settle_assignment",
     "snapshot",
     "some_assignments",
     "some_workers",
     "submit_expert",
     "these_assignments",
     "these_workers",
+    "treat_worker",
     "unneeded",
     "use_nonce",
     "verify_chain",
@@ -251,5 +256,6 @@ __all__ = [
     "want_blobs",
     "wanted_from",
     "worker_of_token",
+    "worker_state",
     "worker_views",
 ]

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select, update
 
 from coordinator.ledger.entries import added, changed, record
 from coordinator.ledger.errors import LedgerError
+from coordinator.ledger.prepared import Prepared
 from coordinator.ledger.tables import roles
 from coordinator.ledger.tables import run as _run
 from protocol.messages import Phase
@@ -15,6 +16,7 @@ from protocol.messages import Phase
 Role = Literal["api", "network", "scorer"]
 ROLES: tuple[Role, ...] = ("api", "network", "scorer")
 
+_THE_RUN = Prepared(select(_run))
 _ONLY = 1
 """A ledger holds one run."""
 
@@ -63,7 +65,7 @@ def create_run(connection: Connection, *, run: str, coordinator: str, now: float
 
 def find_run(connection: Connection) -> RunRow | None:
     """The run, None before `create_run`."""
-    row = connection.execute(select(_run)).one_or_none()
+    row = _THE_RUN.one(connection)
     if row is None:
         return None
     return RunRow(

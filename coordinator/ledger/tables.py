@@ -22,7 +22,8 @@ from sqlalchemy import (
     text,
 )
 
-LIVE_ATTEMPTS = ("offered", "running")
+IS_LIVE = text("attempts.state IN ('offered', 'running')")
+"""Of an attempt that holds a lease. Word for word as in the partial indexes, which serve it."""
 
 VOLATILE = {"volatile": True}
 """Marks a column of a state table that no entry holds."""

@@ -3,15 +3,16 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, bindparam, case, func, select
 
 from coordinator.ledger.assignments import all_assignments, parse_spec, some_assignments
 from coordinator.ledger.attempts import newest_attempts
 from coordinator.ledger.checkpoints import durable_steps
 from coordinator.ledger.domains import DomainRow, all_domains
+from coordinator.ledger.prepared import Prepared
 from coordinator.ledger.results import accepted, newest_evaluations
 from coordinator.ledger.tables import (
-    LIVE_ATTEMPTS,
+    IS_LIVE,
     attempts,
     entries,
     presence,
@@ -32,6 +33,15 @@ from protocol.messages import (
 )
 
 NEWEST_PERPLEXITIES = 24
+
+
+_RECEIPTS_OF = Prepared(
+    select(receipts, entries.c.digest)
+    .join(entries, entries.c.number == receipts.c.entry)
+    .where(receipts.c.worker == bindparam("worker"), receipts.c.entry > bindparam("after"))
+    .order_by(receipts.c.entry)
+    .limit(bindparam("most"))
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ def worker_views(
             WorkerView(
                 worker=worker.worker,
                 name=worker.name,
-                state=_state(worker, online=online, works=assignment is not None),
+                state=worker_state(worker, online=online, works=assignment is not None),
                 draining=worker.draining,
                 device=worker.capability.device,
                 free_memory_bytes=worker.capability.free_memory_bytes,
@@ -95,7 +105,7 @@ def count_workers(
 ) -> dict[str, int]:
     """State to how many workers are in it."""
     since = now - LEASE_INTERVALS * heartbeat_seconds
-    works = select(attempts.c.worker).where(attempts.c.state.in_(LIVE_ATTEMPTS))
+    works = select(attempts.c.worker).where(IS_LIVE)
     kind = case(
         (workers.c.banned != 0, "banned"),
         (presence.c.seen_at < since, "offline"),
@@ -113,7 +123,7 @@ def count_workers(
 def leases_of(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     """Worker to the assignment it holds a lease of, for these workers."""
     query = select(attempts.c.worker, attempts.c.assignment).where(
-        attempts.c.worker.in_(ids), attempts.c.state.in_(LIVE_ATTEMPTS)
+        attempts.c.worker.in_(ids), IS_LIVE
     )
     return {row.worker: row.assignment for row in connection.execute(query)}
 
@@ -175,13 +185,7 @@ def receipts_of(
     connection: Connection, worker: str, *, after: int = 0, limit: int = 16
 ) -> list[ReceiptRow]:
     """Up to `limit` receipts of a worker from entries with a number above `after`, in order."""
-    query = (
-        select(receipts, entries.c.digest)
-        .join(entries, entries.c.number == receipts.c.entry)
-        .where(receipts.c.worker == worker, receipts.c.entry > after)
-        .order_by(receipts.c.entry)
-        .limit(limit)
-    )
+    rows = _RECEIPTS_OF.all(connection, worker=worker, after=after, most=limit)
     return [
         ReceiptRow(
             entry=row.entry,
@@ -194,7 +198,7 @@ def receipts_of(
             credit=row.credit,
             accepted_at=row.accepted_at,
         )
-        for row in connection.execute(query)
+        for row in rows
     ]
 
 
@@ -271,7 +275,8 @@ def _domain_view(domain: DomainRow) -> DomainView:
     )
 
 
-def _state(worker: WorkerRow, *, online: bool, works: bool) -> WorkerState:
+def worker_state(worker: WorkerRow, *, online: bool, works: bool) -> WorkerState:
+    """What a worker is called that gives signs of life, or not, and holds a lease, or not."""
     if worker.banned:
         return "banned"
     if not online:

@@ -3,7 +3,7 @@
 from sqlalchemy import Connection, select
 
 from coordinator.ledger.tables import (
-    LIVE_ATTEMPTS,
+    IS_LIVE,
     assignments,
     attempts,
     checkpoint_blobs,
@@ -43,7 +43,7 @@ def may_read(connection: Connection, digest: str, peer: str) -> bool:
     held = (
         select(attempts.c.assignment, assignments.c.backup_of)
         .join(assignments, assignments.c.assignment == attempts.c.assignment)
-        .where(attempts.c.worker == peer, attempts.c.state.in_(LIVE_ATTEMPTS))
+        .where(attempts.c.worker == peer, IS_LIVE)
     )
     ids = [one for row in connection.execute(held) for one in row if one is not None]
     handed_over = named.where(

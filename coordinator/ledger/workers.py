@@ -1,15 +1,15 @@
 """Workers: registration, tokens, used nonces, signs of life, and what the operator said of them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, select, update
-from sqlalchemy import Row as Found
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from coordinator.ledger.entries import added, changed, record
-from coordinator.ledger.tables import LIVE_ATTEMPTS, attempts, nonces, presence, workers
+from coordinator.ledger.prepared import Prepared, update_by_key
+from coordinator.ledger.tables import IS_LIVE, attempts, nonces, presence, workers
 from protocol.capability import Capability
 from protocol.digests import digest_value
 
@@ -131,14 +131,13 @@ def mark_worker(
 
 def worker_of_token(connection: Connection, token_digest: str) -> WorkerRow | None:
     """Whose token has this SHA-256."""
-    query = _SELECT.where(presence.c.token_digest == token_digest)
-    row = connection.execute(query).one_or_none()
+    row = _OF_TOKEN.one(connection, token=token_digest)
     return None if row is None else _worker(row)
 
 
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
     """The worker with this peer id."""
-    row = connection.execute(_SELECT.where(workers.c.worker == worker)).one_or_none()
+    row = _BY_ID.one(connection, worker=worker)
     return None if row is None else _worker(row)
 
 
@@ -152,7 +151,7 @@ def some_workers(
 
 def active_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, ...]:
     """Workers that were seen after `since` or hold a lease, by peer id."""
-    busy = select(attempts.c.worker).where(attempts.c.state.in_(LIVE_ATTEMPTS))
+    busy = select(attempts.c.worker).where(IS_LIVE)
     query = _SELECT.where((presence.c.seen_at >= since) | workers.c.worker.in_(busy))
     return tuple(map(_worker, connection.execute(query.order_by(workers.c.worker))))
 
@@ -164,8 +163,8 @@ def seen_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, ..
 
 def these_workers(connection: Connection, ids: Iterable[str]) -> tuple[WorkerRow, ...]:
     """The workers with these peer ids, in no order; unknown ones are left out."""
-    query = _SELECT.where(workers.c.worker.in_(list(ids)))
-    return tuple(map(_worker, connection.execute(query)))
+    found = (find_worker(connection, worker) for worker in ids)
+    return tuple(row for row in found if row is not None)
 
 
 def see_worker(connection: Connection, worker: str, sighting: Sighting, now: float) -> None:
@@ -181,14 +180,12 @@ def see_worker(connection: Connection, worker: str, sighting: Sighting, now: flo
         values["maddrs"] = json.dumps(list(sighting.maddrs))
     if sighting.cached is not None:
         values["cached"] = json.dumps(list(sighting.cached))
-    connection.execute(update(presence).where(presence.c.worker == worker).values(values))
+    update_presence(connection, worker, values)
 
 
 def set_capability(connection: Connection, worker: str, capability: Capability) -> None:
     """What the worker's machine offers now."""
-    mine = presence.c.worker == worker
-    body = capability.model_dump_json()
-    connection.execute(update(presence).where(mine).values(capability=body))
+    update_presence(connection, worker, {"capability": capability.model_dump_json()})
 
 
 def set_asked(
@@ -196,20 +193,18 @@ def set_asked(
 ) -> None:
     """When the worker last asked for work, None: it is not expected to ask again; and since when
     it is told to leave open work to others, None: it is not."""
-    connection.execute(
-        update(presence)
-        .where(presence.c.worker == worker)
-        .values(asked_at=at, waits_since=waits_since)
-    )
+    update_presence(connection, worker, {"asked_at": at, "waits_since": waits_since})
 
 
 def set_certificate(connection: Connection, worker: str, expires_at: float) -> None:
     """Until when the newest certificate of the worker holds."""
-    connection.execute(
-        update(presence)
-        .where(presence.c.worker == worker)
-        .values(certificate_expires_at=expires_at)
-    )
+    update_presence(connection, worker, {"certificate_expires_at": expires_at})
+
+
+def update_presence(connection: Connection, worker: str, values: Mapping[str, Any]) -> None:
+    """Change columns of a worker's presence."""
+    new = {f"new_{name}": value for name, value in values.items()}
+    update_by_key(presence, tuple(values)).run(connection, key_worker=worker, **new)
 
 
 _SELECT = select(workers, *(c for c in presence.c if c.name != "worker")).join(
@@ -217,7 +212,11 @@ _SELECT = select(workers, *(c for c in presence.c if c.name != "worker")).join(
 )
 
 
-def _worker(row: Found[tuple[object, ...]]) -> WorkerRow:
+_OF_TOKEN = Prepared(_SELECT.where(presence.c.token_digest == bindparam("token")))
+_BY_ID = Prepared(_SELECT.where(workers.c.worker == bindparam("worker")))
+
+
+def _worker(row: Any) -> WorkerRow:
     return WorkerRow(
         worker=row.worker,
         name=row.name,

@@ -142,8 +142,7 @@ class GroupWriter:
 
     def _due(self) -> Iterator[_Write]:
         yield from _take(self._urgent, URGENT_SECONDS)
-        if not self._urgent:
-            yield from _take(self._patient, PATIENT_SECONDS)
+        yield from _take(self._patient, PATIENT_SECONDS)
 
     def _take_all(self) -> list[_Write]:
         # No transaction could begin, so trying the next one would fail in the same way.
