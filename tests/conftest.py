@@ -184,11 +184,11 @@ def open_ledger(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Ledg
 
 @pytest.fixture
 def ledger(
-    tmp_path: Path, sqlite_template: Path, open_ledger: Callable[[str], Ledger]
+    tmp_path: Path, request: pytest.FixtureRequest, open_ledger: Callable[[str], Ledger]
 ) -> Ledger:
     """An empty ledger on SQLite, verified when its test is over."""
     path = tmp_path / "ledger.sqlite"
-    shutil.copyfile(sqlite_template, path)
+    shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
     return open_ledger(f"sqlite:///{path}")
 
 

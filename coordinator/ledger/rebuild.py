@@ -1,12 +1,15 @@
 """Proof that the ledger forgot nothing: the state tables, made again from the entries alone."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Table, create_engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
-from coordinator.ledger.entries import BrokenEntry, all_entries, verify_chain, write_row
+from coordinator.ledger.entries import BrokenEntry, Entry, all_entries, verify_chain, write_row
+from coordinator.ledger.errors import LedgerError
 from coordinator.ledger.tables import STATE_TABLES, entries, metadata
 
 MAX_DIFFERENCES = 20
@@ -54,12 +57,11 @@ def verify_ledger(
     broken = verify_chain(connection)
     if broken is not None:
         return Verdict(total, head, broken, (), {})
-    engine = create_engine("sqlite://")
-    with engine.begin() as rebuilt:
-        metadata.create_all(rebuilt)
+    with _empty_database() as rebuilt:
         for entry in all_entries(connection):
-            for row in entry.rows:
-                write_row(rebuilt, row)
+            broken = _replay(rebuilt, entry)
+            if broken is not None:
+                return Verdict(total, head, broken, (), {})
             if progress is not None and entry.number % _PROGRESS_ENTRIES == 0:
                 progress(entry.number, total)
         found = _compare(connection, rebuilt)
@@ -67,8 +69,27 @@ def verify_ledger(
             table.name: rebuilt.execute(select(func.count()).select_from(table)).scalar_one()
             for table in STATE_TABLES
         }
-    engine.dispose()
     return Verdict(total, head, None, tuple(found), counts)
+
+
+@contextmanager
+def _empty_database() -> Iterator[Connection]:
+    engine = create_engine("sqlite://")
+    try:
+        with engine.begin() as connection:
+            metadata.create_all(connection)
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _replay(rebuilt: Connection, entry: Entry) -> BrokenEntry | None:
+    try:
+        for row in entry.rows:
+            write_row(rebuilt, row)
+    except (LedgerError, LookupError, SQLAlchemyError) as error:
+        return BrokenEntry(entry.number, f"its rows cannot be written: {error}")
+    return None
 
 
 def _compare(connection: Connection, rebuilt: Connection) -> list[Difference]:

@@ -9,8 +9,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from coordinator.ledger import LedgerError, queries
-from coordinator.ledger.entries import FIRST_PREVIOUS, Row, added, changed, record
-from coordinator.ledger.tables import domains, run
+from coordinator.ledger.entries import FIRST_PREVIOUS, Row, _body, _digest, added, changed, record
+from coordinator.ledger.tables import domains, entries, run
 
 NUM_ENTRIES = 5
 
@@ -43,11 +43,11 @@ def verdict(ledger):
 def test_an_untouched_chain_holds(written):
     with written.read() as connection:
         assert queries.verify_chain(connection) is None
-        entries = queries.read_entries(connection)
+        read = queries.read_entries(connection)
         assert queries.last_number(connection) == NUM_ENTRIES
-    assert [entry.number for entry in entries] == [1, 2, 3, 4, 5]
-    assert entries[0].previous == FIRST_PREVIOUS
-    assert all(b.previous == a.digest for a, b in pairwise(entries))
+    assert [entry.number for entry in read] == [1, 2, 3, 4, 5]
+    assert read[0].previous == FIRST_PREVIOUS
+    assert all(b.previous == a.digest for a, b in pairwise(read))
 
 
 def test_an_entry_holds_the_rows_that_it_wrote(written):
@@ -177,3 +177,29 @@ def test_any_facts_survive_the_way_through_the_database(ledger, facts, now):
 def test_facts_must_be_what_json_can_name(ledger):
     with pytest.raises(ValueError, match="JSON"), ledger.begin() as connection:
         record(connection, "plan", facts={"loss": float("nan")}, now=1.0)
+
+
+@pytest.mark.tampers
+@pytest.mark.parametrize(
+    "row",
+    [
+        changed(domains, domain="none", difficulty="easy"),
+        changed(domains, difficulty="easy"),
+        added(domains, domain="d1"),
+        added(domains, domain="d9", name="x"),
+        added(domains, domain={"d9": 1}),
+        Row("songs", {"title": "x"}),
+    ],
+    ids=["no such row", "no key", "there already", "no such column", "no value", "no such table"],
+)
+def test_an_entry_in_its_place_whose_rows_cannot_be_written_is_named(written, row):
+    body, number = _body({}, [row]), NUM_ENTRIES + 1
+    with written.begin() as connection:
+        (last,) = queries.read_entries(connection, after=NUM_ENTRIES - 1)
+        values = {"number": number, "at": 9.0, "kind": "plan", "body": body}
+        digest = _digest(number, 9.0, "plan", body, last.digest)
+        connection.execute(entries.insert(), values | {"previous": last.digest, "digest": digest})
+    broken = verdict(written).broken
+    assert broken is not None
+    assert broken.number == number
+    assert "its rows cannot be written" in broken.reason

@@ -37,7 +37,7 @@ def spec(ledger, make):
         for worker in (ANNA, BERT):
             register(connection, worker, make)
         for split in ("train", "gate"):
-            queries.add_shard(connection, make.shard("python", split))
+            queries.add_shard(connection, make.shard("python", split), now=1.0)
         queries.add_assignment(
             connection, made, shard=make.shard("python", "train").blob, schemes=("A",), now=1.0
         )
@@ -48,9 +48,9 @@ def offer(connection, spec, worker: str = ANNA, now: float = 10.0) -> Assignment
     terms = queries.OfferTerms(
         assignment=f"a{spec.digest[:16]}", worker=worker, free_memory_bytes=1, reason=""
     )
-    after = queries.offer_assignment(connection, terms, now=now, heartbeat_seconds=10.0)
-    assert isinstance(after, Assignment)
-    return after
+    offered = queries.offer_assignment(connection, terms, now=now, heartbeat_seconds=10.0)
+    assert isinstance(offered, queries.Offered)
+    return offered.standing
 
 
 def start(connection, spec, worker: str = ANNA, now: float = 10.0) -> Assignment:
@@ -80,6 +80,7 @@ def beat(connection, held: Assignment, *, now: float, step: int, checkpoint: Any
         held.assignment,
         message,
         worker=held.worker or "",
+        flops_per_second=1e9,
         now=now,
         heartbeat_seconds=10.0,
     )
@@ -92,46 +93,9 @@ def hold(connection, make, spec, *, step: int | None, now: float) -> tuple[str, 
     return queries.mark_durable(connection, row.checkpoint_id, manifest, now)
 
 
-def test_creating_twice_keeps_what_is_there(ledger, spec):
-    ledger.create()
-    with ledger.read() as connection:
-        assert queries.get_run(connection).run == "r"
-
-
-def test_a_ledger_of_another_schema_version_is_refused(ledger):
-    with ledger.begin() as connection:
-        connection.execute(tables.schema.update().values(version=99))
-    with pytest.raises(LedgerError, match="schema version 99, expected 2"):
-        ledger.create()
-
-
-def test_a_foreign_database_is_refused(tmp_path):
-    foreign = Ledger(f"sqlite:///{tmp_path / 'foreign.sqlite'}")
-    with foreign.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE songs (title TEXT)")
-    with pytest.raises(LedgerError, match=r"other tables \['songs'\]"):
-        foreign.create()
-    foreign.close()
-
-
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "/tmp/ledger"])
-def test_a_ledger_must_be_a_file(url):
-    with pytest.raises(LedgerError, match="expected sqlite:///"):
-        Ledger(url)
-
-
-def test_the_file_is_synchronised_and_keeps_its_references(ledger):
-    with ledger.read() as connection:
-        pragmas = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
-        }
-    assert pragmas == {
-        "journal_mode": "wal",
-        "synchronous": 2,
-        "foreign_keys": 1,
-        "busy_timeout": 30_000,
-    }
+def resumed(connection, held: Assignment):
+    found = queries.resume_of(connection, held.assignment, None)
+    return found and found.manifest
 
 
 def test_a_failed_transaction_leaves_nothing_behind(ledger, spec, make):
@@ -159,13 +123,11 @@ def test_the_schema_refuses_a_second_live_lease_of_an_assignment(ledger, spec):
         "free_memory_bytes": 1,
         "offer_reason": "",
         "offered_at": 1.0,
-        "step": 0,
-        "tokens_per_second": 0.0,
-        "progressed_at": 1.0,
+        "resumed_step": 0,
         "reason": "",
     }
     with (
-        pytest.raises(IntegrityError, match="UNIQUE"),
+        pytest.raises(IntegrityError, match=r"(?i)unique"),
         ledger.begin() as connection,
     ):
         connection.execute(tables.attempts.insert().values(**row))
@@ -179,30 +141,14 @@ def test_the_schema_refuses_a_second_live_lease_of_a_worker(ledger, spec, make):
         )
         offer(connection, spec)
     with (
-        pytest.raises(IntegrityError, match="UNIQUE"),
+        pytest.raises(IntegrityError, match=r"(?i)unique"),
         ledger.begin() as connection,
     ):
         offer(connection, other)
 
 
 def test_writers_from_many_threads_lose_no_update(ledger, spec):
-    def work() -> None:
-        for _ in range(10):
-            with ledger.begin() as connection:
-                number = queries.role_beats(connection).get("scorer", 0.0)
-                queries.beat_role(connection, "scorer", number + 1)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    with ledger.read() as connection:
-        assert queries.role_beats(connection)["scorer"] == 40
-
-
-def test_two_connections_to_one_file_do_not_overwrite_each_other(ledger, spec, tmp_path):
-    other = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    other = Ledger(ledger.url.render_as_string(hide_password=False))
 
     def work(mine: Ledger) -> None:
         for _ in range(10):
@@ -210,14 +156,16 @@ def test_two_connections_to_one_file_do_not_overwrite_each_other(ledger, spec, t
                 number = queries.role_beats(connection).get("scorer", 0.0)
                 queries.beat_role(connection, "scorer", number + 1)
 
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in (ledger, other)]
+    threads = [
+        threading.Thread(target=work, args=(mine,)) for mine in (ledger, other) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     other.close()
     with ledger.read() as connection:
-        assert queries.role_beats(connection)["scorer"] == 20
+        assert queries.role_beats(connection)["scorer"] == 40
 
 
 def test_equal_specs_are_one_assignment_that_several_schemes_need(ledger, spec, make):
@@ -237,10 +185,10 @@ def test_a_run_or_a_shard_is_never_replaced(ledger, spec, make):
         queries.create_run(connection, run="r", coordinator="c", now=9.0)
         with pytest.raises(LedgerError, match="expected 'other'"):
             queries.create_run(connection, run="other", coordinator="c", now=9.0)
-        queries.add_shard(connection, make.shard("python", "train"))
+        queries.add_shard(connection, make.shard("python", "train"), now=2.0)
         changed = make.shard("python", "train").model_copy(update={"num_tokens": 5})
         with pytest.raises(LedgerError, match="holds another one"):
-            queries.add_shard(connection, changed)
+            queries.add_shard(connection, changed, now=2.0)
 
 
 def test_the_last_two_durable_checkpoints_are_kept(ledger, spec, make):
@@ -254,7 +202,7 @@ def test_the_last_two_durable_checkpoints_are_kept(ledger, spec, make):
         expected = {make.blob("step 2").digest, *(file.blob.digest for file in first.files)}
         assert freed[:2] == [(), ()]
         assert set(freed[2]) == expected
-        resume = queries.resume_manifest(connection, held.assignment)
+        resume = resumed(connection, held)
         assert resume == make.manifest(spec, ANNA, step=6)
 
 
@@ -291,7 +239,7 @@ def test_a_transfer_that_ends_after_it_was_replaced_still_counts(ledger, spec, m
         manifest = make.manifest(spec, ANNA, step=2)
         queries.mark_durable(connection, row.checkpoint_id, manifest, 13.0)
         queries.mark_durable(connection, row.checkpoint_id, manifest, 14.0)
-        assert queries.resume_manifest(connection, held.assignment) == manifest
+        assert resumed(connection, held) == manifest
 
 
 @pytest.mark.parametrize(("field", "value"), [("step", 3), ("worker", BERT), ("spec", "0" * 64)])
@@ -347,7 +295,7 @@ def test_a_submission_collected_after_its_lease_was_lost_is_a_spare(ledger, spec
 def test_nothing_is_verified_that_was_not_submitted(ledger, spec):
     with ledger.begin() as connection:
         held = start(connection, spec)
-        with pytest.raises(LedgerError, match="expected submitted"):
+        with pytest.raises(LedgerError, match="its submission is not durable"):
             queries.record_verification(
                 connection, held.assignment, held.fencing, Accepted(), "", 12.0
             )
@@ -363,9 +311,16 @@ def test_nobody_reads_what_no_rule_names(ledger, spec, make):
 
 def test_a_banned_worker_reads_nothing(ledger, spec, make):
     with ledger.begin() as connection:
-        banned = tables.workers.c.worker == BERT
-        connection.execute(tables.workers.update().where(banned).values(banned=1))
+        queries.mark_worker(connection, BERT, "ban", reason="", now=2.0)
         assert not queries.may_read(connection, make.shard("python", "train").blob.digest, BERT)
+
+
+def test_an_unknown_domain_has_no_class(ledger, spec):
+    with (
+        pytest.raises(LedgerError, match=r"'none'.*no such row"),
+        ledger.begin() as connection,
+    ):
+        queries.set_domain_class(connection, "none", "easy", 1.0, now=3.0)
 
 
 def test_the_snapshot_is_what_the_queries_wrote(ledger, spec):
@@ -380,9 +335,7 @@ def test_the_snapshot_is_what_the_queries_wrote(ledger, spec):
                 bits_per_byte=1.0,
                 now=3.0,
             )
-        queries.set_domain_class(connection, "python", "difficult", 8.0)
-        with pytest.raises(LedgerError, match="domain 'none'"):
-            queries.set_domain_class(connection, "none", "easy", 1.0)
+        queries.set_domain_class(connection, "python", "difficult", 8.0, now=3.0)
         seen = queries.snapshot(connection)
     assert seen.phase == "preparing"
     assert [row.spec for row in seen.assignments] == [spec]

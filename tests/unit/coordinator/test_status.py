@@ -9,6 +9,7 @@ VIEW = StatusView(
     phase="training",
     phase_reason="",
     phase_age_seconds=5.0,
+    paused=False,
     round=1,
     assignments={"open": 2, "running": 1, "accepted": 0},
     workers={},

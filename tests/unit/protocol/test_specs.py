@@ -78,8 +78,15 @@ def test_tokens_per_step_count_labels_of_all_micro_batches():
     assert TRAIN.tokens_per_step == 2 * 2 * 32
 
 
-def test_final_states_have_no_way_out_and_live_ones_can_expire():
-    assert not any(state in FINAL for state, _ in TRANSITIONS)
+def test_only_the_operator_leads_out_of_failed_and_cancelled_and_nobody_out_of_accepted():
+    ways_out = {(state, event) for state, event in TRANSITIONS if state in FINAL}
+    assert ways_out == {
+        (AssignmentState.FAILED, AssignmentEvent.RETRY),
+        (AssignmentState.CANCELLED, AssignmentEvent.RETRY),
+    }
+
+
+def test_what_is_held_can_expire():
     for state in LIVE:
         assert TRANSITIONS[(state, AssignmentEvent.EXPIRE)] is AssignmentState.OPEN
 
