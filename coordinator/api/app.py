@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.api.errors import BodyLimit, install_error_handlers
 from coordinator.api.fleet import Fleet
-from coordinator.api.routes import assignments, blobs, leasing, status, workers
+from coordinator.api.routes import admin, assignments, blobs, leasing, status, why, workers
 from coordinator.api.routes.context import ApiContext
 from coordinator.api.settings import ApiSettings
 from coordinator.ledger import Ledger, LedgerError, queries
@@ -64,7 +64,7 @@ def create_app(
     app.state.context = context
     app.add_middleware(BodyLimit)
     install_error_handlers(app)
-    for module in (status, workers, leasing, assignments, blobs):
+    for module in (status, workers, why, leasing, assignments, blobs, admin):
         app.include_router(module.router)
     return app
 

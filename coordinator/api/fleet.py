@@ -7,6 +7,7 @@ tables. Used by one thread alone, that of the writer.
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -97,10 +98,22 @@ class Fleet:
             return NoWork(words, waits=choice.waits)
         return choice
 
-    def why(self, worker: WorkerRow, *, now: float, limit: int) -> list[Verdict]:
-        """What the scheduler thinks of open assignments for this worker."""
-        self._put_worker(worker, now, asks=True)
-        return self._index.why(worker.worker, now=now, limit=limit)
+    def why(self, worker: WorkerRow, *, now: float, limit: int, after: str = "") -> "Account":
+        """What the scheduler thinks of open assignments for this worker, if it asked now.
+
+        What is expected of the worker stays as it was.
+        """
+        asking = replace(worker, asked_at=now)
+        self._put_worker(asking, now, asks=True)
+        verdicts = self._index.why(worker.worker, now=now, limit=limit, after=after)
+        able = not (worker.banned or worker.draining)
+        answer = self.choose(asking, now=now, waits_since=worker.waits_since) if able else None
+        self._put_worker(worker, now)
+        return Account(
+            answer="" if answer is None else answer.reason,
+            speed=expected_speed(worker, self._observed.get(worker.worker)),
+            verdicts=verdicts,
+        )
 
     def expected_end(self, now: float) -> float | None:
         """When all work is expected to end; None if some fits nobody here."""
@@ -226,6 +239,18 @@ class Fleet:
                 now=now,
             )
         )
+
+
+@dataclass(frozen=True)
+class Account:
+    """Why a worker gets what it gets: what it would be told, and a verdict on each assignment.
+
+    `speed` is what the scheduler expects of it in FLOP/s; `answer` is empty where it may not ask.
+    """
+
+    answer: str
+    speed: float
+    verdicts: list[Verdict]
 
 
 class _History:

@@ -5,6 +5,7 @@ stands in the ledger and is written with the call itself, so that all api proces
 call whose limit cannot be read is not answered.
 """
 
+import math
 from dataclasses import dataclass
 
 CALLS_A_HEARTBEAT = 10
@@ -30,3 +31,12 @@ def admit(allowed_at: float, *, now: float, heartbeat_seconds: float) -> float |
     if ahead > BURST_CALLS * pace:
         return now + pace
     return TooFast(ahead) if ahead > 1e-9 else start + pace
+
+
+def calls_left(allowed_at: float, *, now: float, heartbeat_seconds: float) -> int:
+    """How many calls would be answered if they all came now."""
+    pace = heartbeat_seconds / CALLS_A_HEARTBEAT
+    ahead = max(0.0, allowed_at - now)
+    if ahead + pace > 2 * BURST_CALLS * pace:
+        return BURST_CALLS
+    return max(0, math.floor(BURST_CALLS - ahead / pace + 1e-9))

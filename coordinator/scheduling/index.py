@@ -1,9 +1,9 @@
 """The scheduler's index: open work, work in progress and workers, kept up to date piece by piece.
 
 Mutable, deterministic, without a clock: what it answers follows from what was put and dropped and
-from `now`, which must not run backwards. With up to 1,000 workers the order of puts and drops does
-not matter either; beyond, the target finish may lag behind by a thousandth of the workers' changes,
-so that one decision in ten pays for it.
+from `now`, which must not run backwards. With up to 500 workers the order of puts and drops does not
+matter either; beyond, the target finish lags behind by up to as many changes as a hundredth of the
+workers, so that few decisions pay for it.
 """
 
 from coordinator.scheduling.choice import Asking, Scene, decide
@@ -15,7 +15,8 @@ from coordinator.scheduling.underway import Underway
 from coordinator.scheduling.values import Backup, Candidate, Choice, NoWork, Running, Verdict, Work
 from coordinator.scheduling.why import give_account
 
-_CHANGES_PER_TARGET = 1000
+_EXACT_WORKERS = 500
+_CHANGES_SHARE = 1 / 100
 _SHARE_OF_HORIZON = 1 / 256
 
 
@@ -80,12 +81,15 @@ class Index:
         """
         return decide(self._scene(now), self._asking(worker, now, waits_since, patience_seconds))
 
-    def why(self, worker: str, *, now: float, limit: int | None = None) -> list[Verdict]:
-        """What is thought of every open assignment for `worker`, by name; the first `limit`.
+    def why(
+        self, worker: str, *, now: float, limit: int | None = None, after: str = ""
+    ) -> list[Verdict]:
+        """What is thought of every open assignment for `worker`, by name; `limit` after `after`.
 
         Raises KeyError where the worker was not put.
         """
-        return give_account(self._scene(now), self._asking(worker, now, None, 0.0), limit)
+        asking = self._asking(worker, now, None, 0.0)
+        return give_account(self._scene(now), asking, limit, after=after)
 
     def expected_end(self, now: float) -> float | None:
         """When all open and running work is expected to end; None if some fits nobody here."""
@@ -134,11 +138,11 @@ class Index:
 
     def _outdated(self, target: Target, now: float) -> bool:
         workers = len(self._roster.slots)
-        if workers <= _CHANGES_PER_TARGET:
+        if workers <= _EXACT_WORKERS:
             return self._changes > 0 or now != self._target_made_at
         passed = now - self._target_made_at
         return (
-            self._changes * _CHANGES_PER_TARGET > workers
+            self._changes > workers * _CHANGES_SHARE
             or passed > (target.at - self._target_made_at) * _SHARE_OF_HORIZON
             or self._roster.stale
         )

@@ -85,7 +85,7 @@ class Roster:
             for worker, slot in self.slots.items():
                 self._pattern[slot] = self._pattern_of(self.candidates[worker])
         if len(self._table) != len(self._rows) or self._table.shape[1:] != (self._num_kinds,):
-            self._table = np.array(self._rows, np.bool_).reshape(-1, self._num_kinds)
+            self._table = np.array(self._rows, np.bool_).reshape(len(self._rows), self._num_kinds)
         speeds = self._numbers[0, : len(self.names)][self._flags[0, : len(self.names)]]
         middle = (len(speeds) - 1) // 2
         self.speed_limit = (

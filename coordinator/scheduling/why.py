@@ -7,14 +7,16 @@ from coordinator.scheduling.requirements import find_obstacle
 from coordinator.scheduling.values import Verdict, Work
 
 
-def give_account(scene: Scene, asking: Asking, limit: int | None) -> list[Verdict]:
-    """A verdict on every open assignment, by name; at most `limit`."""
+def give_account(
+    scene: Scene, asking: Asking, limit: int | None, *, after: str = ""
+) -> list[Verdict]:
+    """A verdict on every open assignment, by name; at most `limit`, of those after `after`."""
     fitting = find_fitting(scene, asking)
     given = None if fitting is None else fitting.assignment
     known: dict[tuple[int, float], tuple[str, float] | None] = {}
     return [
         _judge(scene, asking, scene.shelves.work[name], given, known)
-        for name in sorted(scene.shelves.work)[:limit]
+        for name in sorted(name for name in scene.shelves.work if name > after)[:limit]
     ]
 
 
