@@ -66,9 +66,9 @@ class GroupWriter:
         self._on_failure.append(callback)
 
     def start(self) -> None:
-        """Start the thread. LedgerError when it was started before."""
+        """Start the thread. LedgerError while one runs."""
         if self._thread is not None:
-            raise LedgerError("the writer was started before")
+            raise LedgerError("the writer runs already")
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._thread.start()
 
@@ -79,6 +79,7 @@ class GroupWriter:
             self._changed.notify()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
+        self._thread, self._stopping = None, False
 
     async def __aenter__(self) -> Self:
         self.start()

@@ -278,9 +278,17 @@ async def test_a_writer_that_was_not_started_refuses(opened):
     await writer.stop()
 
 
-async def test_a_writer_starts_once(opened, writer):
-    with pytest.raises(LedgerError, match="started before"):
+async def test_a_running_writer_is_not_started_again(writer):
+    with pytest.raises(LedgerError, match="runs already"):
         writer.start()
+
+
+async def test_a_stopped_writer_starts_again(opened):
+    writer = GroupWriter(opened)
+    for name in ("a", "b"):
+        async with writer:
+            await writer.write(adding(name))
+    assert present(opened) == {"a", "b"}
 
 
 async def test_too_many_waiting_writes_are_refused_at_once(opened, writer, monkeypatch):
