@@ -26,10 +26,12 @@ def make_work(
     durable_step: int = 0,
     ran_out: Mapping[str, int] | None = None,
     not_before: float = 0.0,
+    parent_weights: str | None = None,
 ) -> Work:
     """What is left of an assignment, from its newest durable checkpoint on.
 
-    `not_before` adds to the pause that the assignment itself keeps.
+    `not_before` adds to the pause that the assignment itself keeps. `parent_weights` is the digest
+    of the blob that training starts from, None: fresh weights, or the parent is not accepted yet.
     """
     spec = row.spec
     return Work(
@@ -42,7 +44,7 @@ def make_work(
         excluded=row.standing.excluded,
         ran_out=ran_out,
         not_before=max(row.standing.not_before, not_before),
-        inputs=frozenset({row.shard.digest, *([spec.parent] if spec.parent else [])}),
+        inputs=frozenset({row.shard.digest, *([parent_weights] if parent_weights else [])}),
     )
 
 

@@ -51,6 +51,7 @@ class Fleet:
         self._observed: dict[str, float] = {}
         self._proven: set[str] = set()
         self._accepted: set[str] = set()
+        self._weights: dict[str, str] = {}
         self._children: dict[str, set[str]] = defaultdict(set)
         self._backups: dict[str, str] = {}
         self._holders: dict[str, str] = {}
@@ -77,7 +78,8 @@ class Fleet:
         if now - self._swept_at >= self._settings.heartbeat_seconds:
             self._swept_at = now
             for worker in list(self._workers.values()):
-                self._put_worker(worker, now)
+                if not self._plays_a_part(worker, now):
+                    self._drop_worker(worker.worker)
 
     def choose(
         self, worker: WorkerRow, *, now: float, waits_since: float | None
@@ -172,12 +174,23 @@ class Fleet:
                 durable_step=history.durable_step(row),
                 ran_out=history.ran_out.get(row.assignment),
                 not_before=history.arrives_by(row, self._settings.heartbeat_seconds),
+                parent_weights=self._parent_weights(connection, row),
             )
             self._put_open(row, work)
             self._put_running(row, work, history.held.get(row.assignment))
         # An original is offered, and backed up, depending on how its backup stands.
         originals = {row.backup_of for row in rows if row.backup_of is not None}
         self._refresh(connection, originals - {row.assignment for row in rows}, now)
+
+    def _parent_weights(self, connection: Connection, row: AssignmentRow) -> str | None:
+        parent = row.spec.parent
+        if parent is None or parent not in self._accepted:
+            return None
+        if parent not in self._weights:
+            held = queries.accepted_of(connection, parent)
+            assert held is not None, f"{parent} was accepted without a checkpoint"
+            self._weights[parent] = held.manifest.blob("model.safetensors").digest
+        return self._weights[parent]
 
     def _put_open(self, row: AssignmentRow, work: Work) -> None:
         # A backup is offered when it is made, to whom it was made for, and never again.
@@ -221,14 +234,10 @@ class Fleet:
 
     def _put_worker(self, worker: WorkerRow, now: float, *, asks: bool = False) -> None:
         heartbeat_seconds = self._settings.heartbeat_seconds
-        self._workers[worker.worker] = worker
-        works = worker.worker in self._busy
-        if not asks and not plays_a_part(
-            worker, works=works, heartbeat_seconds=heartbeat_seconds, now=now
-        ):
-            self._index.drop_worker(worker.worker)
-            del self._workers[worker.worker]
+        if not asks and not self._plays_a_part(worker, now):
+            self._drop_worker(worker.worker)
             return
+        self._workers[worker.worker] = worker
         self._index.put_worker(
             make_candidate(
                 worker,
@@ -251,6 +260,18 @@ class Account:
     answer: str
     speed: float
     verdicts: list[Verdict]
+
+    def _plays_a_part(self, worker: WorkerRow, now: float) -> bool:
+        return plays_a_part(
+            worker,
+            works=worker.worker in self._busy,
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            now=now,
+        )
+
+    def _drop_worker(self, worker: str) -> None:
+        self._workers.pop(worker, None)
+        self._index.drop_worker(worker)
 
 
 class _History:

@@ -4,7 +4,7 @@ A refusal is a value, so that what was noted on the way (a spare submission) is 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, bindparam, select
 
@@ -133,7 +133,8 @@ def acknowledge_lease(
     row = find_assignment(connection, assignment)
     if row is None:
         return _unknown(assignment)
-    return _acknowledge(connection, row, holder, now=now, heartbeat_seconds=heartbeat_seconds)
+    after = _acknowledge(connection, row, holder, now=now, heartbeat_seconds=heartbeat_seconds)
+    return _explained(connection, assignment, holder, after)
 
 
 def renew_lease(  # noqa: PLR0913 - who beats, what it said, and by what it is judged
@@ -161,7 +162,7 @@ def renew_lease(  # noqa: PLR0913 - who beats, what it said, and by what it is j
     holder = Holder(worker=worker, fencing=beat.fencing)
     running = _acknowledge(connection, row, holder, now=now, heartbeat_seconds=heartbeat_seconds)
     if isinstance(running, Refused):
-        return running
+        return _explained(connection, assignment, holder, running)
     attempt = find_attempt(connection, assignment, beat.fencing)
     assert attempt is not None, f"{assignment} has no attempt {beat.fencing}"
     advanced = attempt.step < beat.step <= row.spec.train.num_steps
@@ -217,7 +218,7 @@ def submit_expert(
         attempt = find_attempt(connection, assignment, submission.fencing)
         if after.code is ErrorCode.LEASE_LOST and attempt and attempt.worker == worker:
             keep_spare(connection, named, now)
-        return after
+        return _explained(connection, assignment, holder, after)
     rows = [
         ended(assignment, after.fencing, state="submitted", reason="", now=now),
         *announced(connection, named, now),
@@ -257,7 +258,7 @@ def release_lease(
     holder = Holder(worker=worker, fencing=release.fencing)
     after = lifecycle.release(row.standing, holder, now=now)
     if isinstance(after, Refused):
-        return after
+        return _explained(connection, assignment, holder, after)
     rows = [ended(assignment, release.fencing, state="released", reason=release.reason, now=now)]
     rows += _named_training(
         connection, row.standing, release.checkpoint, release.checkpoint_step, now
@@ -325,6 +326,21 @@ def _fail_if_broken(
         row = get_assignment(connection, assignment)
         words = f"{len(workers)} attempts ended with {reason}, by proven workers too"
         fail_assignment(connection, row, reason=words, now=now)
+
+
+def _explained(
+    connection: Connection, assignment: str, holder: Holder, outcome: Assignment | Refused
+) -> Assignment | Refused:
+    """A refusal because the holder's lease has ended says why it did."""
+    if not isinstance(outcome, Refused) or outcome.code is not ErrorCode.LEASE_LOST:
+        return outcome
+    attempt = find_attempt(connection, assignment, holder.fencing)
+    if attempt is None or attempt.worker != holder.worker or not attempt.reason:
+        return outcome
+    why = f"it was {attempt.state}: {attempt.reason}"
+    if attempt.state == attempt.reason:
+        why = f"it {attempt.state}"
+    return replace(outcome, message=f"{outcome.message} ({why})")
 
 
 def _unknown(assignment: str) -> Refused:

@@ -117,9 +117,11 @@ def test_a_seed_needs_trust_and_starts_from_its_shard_alone(row, make):
     seed, shard = row(), make.blob("shard").digest
     assert make_work(seed).needs_trust
     assert make_work(seed).inputs == {shard}
-    expert = make_work(row(make.spec(parent=seed.spec.digest)))
-    assert not expert.needs_trust
-    assert expert.inputs == {shard, seed.spec.digest}
+    expert = row(make.spec(parent=seed.spec.digest))
+    assert not make_work(expert).needs_trust
+    assert make_work(expert).inputs == {shard}, "what the parent's weights are, nobody knows yet"
+    weights = make.blob("weights").digest
+    assert make_work(expert, parent_weights=weights).inputs == {shard, weights}
 
 
 def test_only_open_work_with_an_accepted_parent_is_offered(row, make):
