@@ -232,6 +232,18 @@ class Fleet:
         else:
             self._backups[row.backup_of] = row.assignment
 
+    def _plays_a_part(self, worker: WorkerRow, now: float) -> bool:
+        return plays_a_part(
+            worker,
+            works=worker.worker in self._busy,
+            heartbeat_seconds=self._settings.heartbeat_seconds,
+            now=now,
+        )
+
+    def _drop_worker(self, worker: str) -> None:
+        self._workers.pop(worker, None)
+        self._index.drop_worker(worker)
+
     def _put_worker(self, worker: WorkerRow, now: float, *, asks: bool = False) -> None:
         heartbeat_seconds = self._settings.heartbeat_seconds
         if not asks and not self._plays_a_part(worker, now):
@@ -260,18 +272,6 @@ class Account:
     answer: str
     speed: float
     verdicts: list[Verdict]
-
-    def _plays_a_part(self, worker: WorkerRow, now: float) -> bool:
-        return plays_a_part(
-            worker,
-            works=worker.worker in self._busy,
-            heartbeat_seconds=self._settings.heartbeat_seconds,
-            now=now,
-        )
-
-    def _drop_worker(self, worker: str) -> None:
-        self._workers.pop(worker, None)
-        self._index.drop_worker(worker)
 
 
 class _History:
