@@ -42,7 +42,7 @@ def create_app(
         settings=settings,
         now=now,
     )
-    writer.on_failure(context.fleet.reset)
+    writer.on_failure(context.forget)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

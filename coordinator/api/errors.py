@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from coordinator.ledger.errors import LedgerBusy, LedgerUnavailable
 from coordinator.lifecycle import Refused
 from protocol.errors import HTTP_STATUS, ErrorBody, ErrorCode
 from protocol.messages import MAX_BODY_BYTES
@@ -17,6 +18,7 @@ from protocol.messages import MAX_BODY_BYTES
 log = logging.getLogger(__name__)
 
 _MAX_SHOWN = 80
+LEDGER_RETRY_SECONDS = 5.0
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {
@@ -53,6 +55,8 @@ class ApiError(Exception):
 def install_error_handlers(app: FastAPI) -> None:
     """Map whatever a handler raises, ours or the framework's, to an `ErrorBody`."""
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(LedgerUnavailable, _ledger_away)
+    app.add_exception_handler(LedgerBusy, _ledger_away)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -115,6 +119,14 @@ async def _api_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
     return _respond(error.body)
+
+
+async def _ledger_away(_request: Request, error: Exception) -> Response:
+    log.error("the ledger did not answer: %s", error)
+    words = "the ledger does not answer now, nothing was changed; try again"
+    return _respond(
+        ApiError(ErrorCode.NOT_READY, words, retry_after_seconds=LEDGER_RETRY_SECONDS).body
+    )
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

@@ -1,7 +1,7 @@
 """What goes wrong with a ledger."""
 
 
-class LedgerError(ValueError):
+class LedgerError(Exception):
     """The ledger cannot be used as asked; the message says what was found and what was expected."""
 
 

@@ -9,7 +9,7 @@ import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.folders import RunFolders
-from coordinator.ledger import Ledger, queries
+from coordinator.ledger import Ledger, LedgerError, queries
 from coordinator.network.blob_app import create_blob_app
 from coordinator.network.collector import Collector
 from coordinator.runfile import RunFile
@@ -100,7 +100,7 @@ class NetworkRole:
         while not stop.is_set():
             try:
                 await self._tend_peer()
-            except (SQLAlchemyError, OSError):
+            except (LedgerError, SQLAlchemyError, OSError):
                 log.exception("the peer could not be tended; trying again")
             await _pause(stop, PEER_RETRY_SECONDS)
 
@@ -183,7 +183,7 @@ class NetworkRole:
                     beaten = now()
                     with self.ledger.begin() as connection:
                         queries.beat_role(connection, "network", beaten)
-            except (SQLAlchemyError, OSError):
+            except (LedgerError, SQLAlchemyError, OSError):
                 log.exception("the ledger or the store could not be written; trying again")
             await _pause(stop, POLL_SECONDS)
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from coordinator import planner
 from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
-from coordinator.ledger.errors import LedgerError
+from coordinator.ledger.errors import LedgerError, LedgerUnavailable
 from coordinator.names import checkpoint_name
 from coordinator.network.disposal import dispose
 from coordinator.rounds import (
@@ -87,8 +87,13 @@ def run_scorer(  # noqa: PLR0913
     scorer = Scorer(run, folders, prepared, ledger, pulse=pulse, now=now, log=log)
     try:
         while True:
-            pulse.tick()
-            if not scorer.step():
+            try:
+                pulse.tick()
+                waits = not scorer.step()
+            except LedgerUnavailable as error:
+                log.warning("the ledger does not answer, what was in hand is done again: %s", error)
+                waits = True
+            if waits:
                 stop.wait(IDLE_SECONDS)
     except Stopped:
         log.info("stopped")
@@ -216,6 +221,8 @@ class Scorer:
                     decision.reason,
                     self._now(),
                 )
+        except LedgerUnavailable:
+            raise
         except LedgerError as error:
             self._log.warning("decision not recorded, the submission moved on: %s", error)
             return

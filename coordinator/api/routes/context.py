@@ -74,6 +74,11 @@ class ApiContext:
         self._listened_at = now
         return forgiven
 
+    def forget(self) -> None:
+        """A commit failed: what was concluded from what it would have written is not so."""
+        self.fleet.reset()
+        self._listened_at = float("-inf")
+
     def look_around(self, connection: Connection, now: float) -> None:
         """Bring the index up to date with what heartbeats told, and note what it expects."""
         self.fleet.refresh(connection, now)
