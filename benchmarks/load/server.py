@@ -82,6 +82,8 @@ class ApiServer:
         """Start the process and wait until it answers. Raises ServerError."""
         command = [sys.executable, "-m", "coordinator.main", "serve", str(self._ground.run_file)]
         command += ["--role", "api", "--supervised"]
+        if self._ground.url != self._ground.folders.ledger_url:
+            command += ["--database", self._ground.url]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
