@@ -18,7 +18,7 @@ import uvicorn
 from sqlalchemy import select
 
 from coordinator.ledger import Ledger, queries
-from coordinator.ledger.tables import attempts, checkpoints
+from coordinator.ledger.tables import checkpoints
 from coordinator.lifecycle import Holder
 from coordinator.network.blob_app import create_blob_app
 from coordinator.network.collector import MAX_COLLECTIONS, Collector
@@ -93,7 +93,7 @@ class Place:
                 connection, run="demo", coordinator=swarm.coordinator.peer_id, now=clock()
             )
             queries.register_worker(connection, self._registration(), clock())
-            queries.add_shard(connection, make.shard("python", "train"))
+            queries.add_shard(connection, make.shard("python", "train"), now=clock())
         self.spec: ExpertSpec = make.spec()
         self.assignment, self.fencing = "", 0
         self.lease(self.spec)
@@ -129,7 +129,10 @@ class Place:
         self.coordinator_peer = await self.swarm.start("coordinator")
         self.worker_peer = await self.swarm.start("worker", may_read=may_read)
         with self.ledger.begin() as connection:
-            queries.set_maddrs(connection, self.worker, self.worker_peer.maddrs)
+            seen = queries.Sighting(
+                token_expires_at=1e12, allowed_at=0.0, maddrs=self.worker_peer.maddrs
+            )
+            queries.see_worker(connection, self.worker, seen, self.clock())
 
     def lease(self, spec: ExpertSpec) -> None:
         """The worker takes and starts the assignment for `spec`."""
@@ -143,7 +146,7 @@ class Place:
                 assignment=self.assignment, worker=self.worker, free_memory_bytes=1, reason="test"
             )
             offered = queries.offer_assignment(connection, terms, **timing)
-            self.spec, self.fencing = spec, offered.fencing
+            self.spec, self.fencing = spec, offered.standing.fencing
             holder = Holder(worker=self.worker, fencing=self.fencing)
             queries.acknowledge_lease(connection, self.assignment, holder, **timing)
 
@@ -186,6 +189,7 @@ class Place:
                 self.assignment,
                 beat,
                 worker=self.worker,
+                flops_per_second=1e9,
                 now=self.clock(),
                 heartbeat_seconds=HEARTBEAT_SECONDS,
             )
@@ -271,7 +275,9 @@ async def test_the_last_two_training_checkpoints_are_kept_and_older_blobs_delete
     assert set(place.store.digests()) == digests_of(*made[1]) | digests_of(*made[2])
     assert all(place.store.verify(digest) for digest in place.store.digests())
     with place.ledger.read() as connection:
-        assert queries.resume_manifest(connection, place.assignment) == made[2][1]
+        resume = queries.resume_of(connection, place.assignment, None)
+    assert resume is not None
+    assert resume.manifest == made[2][1]
 
 
 async def test_a_sound_expert_is_durable_and_waits_for_its_verification(place: Place) -> None:
@@ -384,7 +390,7 @@ async def test_only_so_many_collections_run_at_once_and_every_one_gets_its_turn(
 ) -> None:
     for rng_seed in range(MAX_COLLECTIONS + 3):
         with place.ledger.begin() as connection:
-            connection.execute(attempts.update().values(state="expired"))
+            queries.expire_lease_of(connection, place.worker, now=place.clock())
         place.lease(place.make.spec(rng_seed=rng_seed + 1))
         place.announce_bytes(b"nobody can send this %d" % rng_seed, 5)
     await place.collector.collect()

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from coordinator.api.app import ApiSettings, create_app
+from coordinator.api.tokens import new_token
 from coordinator.folders import RunFolders
 from coordinator.init import init_folder
 from coordinator.ledger import Ledger, queries
@@ -28,6 +29,8 @@ from shared.swarm.peer import FetchFailed
 
 STRANGER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
 UNKNOWN = BlobRef(digest="ab" * 32, size=11)
+TOKEN_KEY = b"0123456789abcdef"
+TOKEN = new_token(TOKEN_KEY)
 
 
 @dataclass
@@ -93,7 +96,7 @@ async def place(tmp_path: Path, free_ports: Callable[[int], list[int]], make: An
     with ledger.begin() as connection:
         queries.create_run(connection, run=run.run.name, coordinator=coordinator, now=now())
         for shard in shards:
-            queries.add_shard(connection, shard)
+            queries.add_shard(connection, shard, now=now())
         queries.register_worker(connection, registration(make), now())
     role = NetworkRole(run, folders, prepared, ledger)
     stop = asyncio.Event()
@@ -182,9 +185,10 @@ async def test_the_api_signs_no_url_for_a_sealed_blob(place: Place) -> None:
         enrolment="open",
         trust="all",
         url_secret=place.role.identity.derive_secret(URL_SECRET_PURPOSE),
+        token_key=TOKEN_KEY,
     )
     app = create_app(ledger=place.ledger, identity=place.role.identity, settings=settings, now=now)
-    headers = {"authorization": "Bearer token"}
+    headers = {"authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app=app), base_url="http://api", headers=headers
     ) as client:
@@ -221,7 +225,9 @@ async def test_a_worker_that_names_a_sealed_blob_as_its_own_file_learns_nothing(
         queries.offer_assignment(connection, terms, **timing)
         holder = Holder(worker=STRANGER, fencing=1)
         queries.acknowledge_lease(connection, assignment, holder, **timing)
-        queries.renew_lease(connection, assignment, beat, worker=STRANGER, **timing)
+        queries.renew_lease(
+            connection, assignment, beat, worker=STRANGER, flops_per_second=1e9, **timing
+        )
     async with asyncio.timeout(20):
         while not wanted(place, gate.digest):  # noqa: ASYNC110 - the ledger has no event for it
             await asyncio.sleep(0.02)
@@ -246,7 +252,7 @@ def registration(make: Any) -> queries.Registration:
         software_version="0",
         capability=make.capability(),
         maddrs=(),
-        token_digest=digest_bytes(b"token"),
+        token_digest=digest_bytes(TOKEN.encode()),
         token_expires_at=1e12,
         certificate_expires_at=1e12,
     )

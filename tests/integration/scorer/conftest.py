@@ -214,11 +214,11 @@ class TinyRun:
                 assignment=assignment, worker=name, free_memory_bytes=10**9, reason="test"
             )
             offered = queries.offer_assignment(connection, terms, **timing)
-            holder = Holder(worker=name, fencing=offered.fencing)
+            holder = Holder(worker=name, fencing=offered.standing.fencing)
             queries.acknowledge_lease(connection, assignment, holder, **timing)
             submission = Submission(
                 request_id="0" * 32,
-                fencing=offered.fencing,
+                fencing=offered.standing.fencing,
                 manifest=ref,
                 tokens_per_second=1.0,
                 train_seconds=1.0,

@@ -21,8 +21,8 @@ import pytest
 from coordinator.folders import RunFolders
 from coordinator.init import init_folder
 from coordinator.ledger import Ledger, queries
-from coordinator.ledger.tables import assignments, attempts
 from coordinator.text.prepared import Prepared, PreparedFile
+from protocol.assignments import FINAL
 from protocol.blobs import ShardManifest
 from shared.blobstore import BlobStore
 from shared.clock import now
@@ -181,7 +181,7 @@ class Roles:
         self.ledger.create()
         with self.ledger.begin() as connection:
             queries.create_run(connection, run="tiny", coordinator=coordinator, now=now())
-            queries.add_shard(connection, self.shard)
+            queries.add_shard(connection, self.shard, now=now())
             queries.set_phase(connection, "training", "", now())
 
     def start(self, role: str) -> None:
@@ -238,10 +238,9 @@ class Roles:
         spec = self.make.spec(num_steps=num_steps, rng_seed=self._seed)
         spec = spec.model_copy(update={"train_shard": self.shard.blob.digest})
         with self.ledger.begin() as connection:
-            connection.execute(
-                assignments.update().values(state="cancelled", worker=None, expires_at=None)
-            )
-            connection.execute(attempts.update().values(state="released"))
+            for row in queries.all_assignments(connection):
+                if row.state not in FINAL:
+                    queries.cancel_assignment(connection, row, reason="next test", now=now())
             return queries.add_assignment(
                 connection, spec, shard=self.shard.blob, schemes=("a",), now=now()
             )

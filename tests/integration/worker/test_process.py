@@ -149,6 +149,7 @@ def test_version_names_software_and_protocol(call: Any) -> None:
         (("join", "http://192.0.2.1"), "plain http would show your token"),
         (("join", "http://127.0.0.1:1", "--threads", "0"), "--threads 0: expected at least 1"),
         (("join", "http://127.0.0.1:1", "--memory", "lots"), "size 'lots': expected a number"),
+        (("join", "http://127.0.0.1:1", "--for", "8"), "--for '8': expected how long to stay"),
     ],
 )
 def test_wrong_usage_ends_with_2(call: Any, arguments: tuple[str, ...], words: str) -> None:
