@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from protocol.certificates import Certificate, SignedCertificate
+from protocol.receipts import SignedReceipt
 from shared.files import sync_folder
 
 _KEY_PREFIX = bytes.fromhex("08011240")
@@ -134,6 +135,17 @@ def certificate_valid(
         and certificate.run == run
         and certificate.expires_at > now
         and verify(coordinator, signed.signature, certificate.signed_bytes())
+    )
+
+
+def receipt_valid(signed: SignedReceipt, *, coordinator: str, run: str, worker: str) -> bool:
+    """Whether `coordinator` signed this receipt for work that `worker` did in `run`."""
+    receipt = signed.receipt
+    return (
+        receipt.coordinator == coordinator
+        and receipt.run == run
+        and receipt.worker == worker
+        and verify(coordinator, signed.signature, receipt.signed_bytes())
     )
 
 

@@ -2,21 +2,25 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 
 from protocol.errors import ErrorCode
 from protocol.messages import LeaseAnswer, LeaseRequest, Offer
-from shared.retry import backoff_seconds
+from shared.clock import now
+from shared.retry import told_seconds
 from worker import capability as capabilities
 from worker.client import new_request_id
-from worker.errors import CoordinatorUnreachable, Refused
+from worker.contact import pause_seconds
+from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
 from worker.folder import WorkerFolder
+from worker.lease import LOST_LEASE
 from worker.membership import Membership
-from worker.screen import Screen, describe_offer
+from worker.screen import Screen, describe_offer, describe_stay
 from worker.settings import JoinSettings
 from worker.tasks import unless_stopped
-from worker.work import LOST_LEASE, Work
+from worker.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +28,7 @@ DELIVERY_SECONDS = 60.0
 """How long a stopping worker waits for the coordinator to fetch what it handed in."""
 
 MAX_FAILURES = 3
-WAITS = frozenset({ErrorCode.WRONG_STATE})
+BUSY_WORDS = "the coordinator is busy, it is asked again soon"
 
 
 class Agent:
@@ -37,7 +41,7 @@ class Agent:
         self._stopping = asyncio.Event()
         self._undelivered: dict[str, list[str]] = {}
         self._failures = 0
-        self._idle_reason = ""
+        self._idle_words = ""
 
     def stop(self) -> None:
         """Finish the step, write a checkpoint, give the lease back, return from `run`."""
@@ -48,20 +52,36 @@ class Agent:
 
         Raises WorkerError for what the volunteer has to mend.
         """
-        member = Membership(self.settings, self.folder)
+        loop, stay = asyncio.get_running_loop(), self.settings.stay_seconds
+        leaves_at = None if stay is None else loop.time() + stay
+        member = Membership(self.settings, self.folder, self.screen, leaves_at=leaves_at)
+        leaving = None if leaves_at is None else loop.call_at(leaves_at, self._leave)
         try:
-            if await unless_stopped(self._stopping, member.find_coordinator()) is None:
-                return 0
-            self.folder.sweep()
-            await self._join(member)
-            self._take_up_deliveries(member)
-            finished = await self._work_until_done(member)
-            await self._deliver(member)
+            return await self._run(member)
         finally:
+            if leaving is not None:
+                leaving.cancel()
             await member.stop()
+
+    async def _run(self, member: Membership) -> int:
+        if self.settings.stay_seconds is not None:
+            self.screen.say(describe_stay(self.settings.stay_seconds, now=now()))
+        if await unless_stopped(self._stopping, member.find_coordinator()) is None:
+            return 0
+        self.folder.sweep()
+        if not await self._join(member):
+            return 0
+        self._take_up_deliveries(member)
+        finished = await self._work_until_done(member)
+        await self._deliver(member)
         return 1 if self._failures >= MAX_FAILURES and not finished else 0
 
-    async def _join(self, member: Membership) -> None:
+    def _leave(self) -> None:
+        self.screen.say("the time is over: finishing the step and writing a checkpoint")
+        self.stop()
+
+    async def _join(self, member: Membership) -> bool:
+        """False: asked to stop before the coordinator had time for us."""
         settings = self.settings
         self.screen.say("measuring this machine (a few seconds)")
         capability = await asyncio.to_thread(
@@ -71,13 +91,16 @@ class Agent:
             memory_bytes=settings.memory_bytes,
             folder=self.folder.root,
         )
-        await member.start(capability)
+        if await unless_stopped(self._stopping, member.register(capability)) is None:
+            return False
+        await member.join_swarm()
         self.screen.say(
             f"joined run {member.info.run} as {self.folder.identity.peer_id}\n"
             f"  {capability.device_name}, {capability.num_threads} thread(s), "
             f"{capability.flops_per_second / 1e9:.1f} GFLOP/s measured, "
             f"{capability.free_memory_bytes / 1e9:.2f} GB for training"
         )
+        return True
 
     async def _work_until_done(self, member: Membership) -> bool:
         """True when the run needs no more work."""
@@ -85,17 +108,16 @@ class Agent:
         attempt = 0
         request: LeaseRequest | None = None
         while not self._stopping.is_set() and self._failures < MAX_FAILURES:
-            # A request that got no answer is repeated as it was: the coordinator then repeats its
-            # answer instead of giving a second offer.
-            request = request or await self._lease_request(member)
             try:
+                await member.beat()
+                self._forget_delivered(member)
+                # A request that got no answer is repeated as it was: the coordinator then repeats
+                # its answer instead of giving a second offer.
+                request = request or await self._lease_request(member)
                 answer = await self._ask_for_work(member, request)
             except CoordinatorUnreachable as error:
-                wait = backoff_seconds(attempt, base=1.0, cap=60.0, random=random.random())
+                await self._wait_for_the_coordinator(member, error, attempt)
                 attempt += 1
-                self.screen.say(f"the coordinator does not answer, next try in {wait:.0f} s")
-                log.warning("%s", error)
-                await self._pause(wait)
                 continue
             attempt, request = 0, None
             if answer.offer is not None:
@@ -103,35 +125,76 @@ class Agent:
             elif answer.finished:
                 self.screen.say("the run is finished, thank you")
                 return True
+            elif answer.busy:
+                self._idle(BUSY_WORDS)
+                told = told_seconds(answer.retry_after_seconds, random=random.random())
+                await self._rest(member, told)
             else:
-                self._idle(answer.reason)
-                await self._pause(answer.retry_after_seconds)
+                self._idle(f"waiting: {answer.reason}")
+                await self._rest(member, answer.retry_after_seconds)
         return False
 
     async def _lease_request(self, member: Membership) -> LeaseRequest:
         await self._refresh(member)
-        return LeaseRequest(request_id=new_request_id(), capability=member.capability)
+        return LeaseRequest(
+            request_id=new_request_id(),
+            capability=member.offered_capability(),
+            cached=member.cached(),
+        )
 
     async def _ask_for_work(self, member: Membership, request: LeaseRequest) -> LeaseAnswer:
         try:
-            await member.beat()
-            self._forget_delivered(member)
             return await member.call(lambda: member.client.lease(request))
         except Refused as refusal:
-            if refusal.code not in WAITS:
+            if refusal.code is not ErrorCode.WRONG_STATE:
                 raise
             wait = refusal.body.retry_after_seconds or member.heartbeat_seconds
-            return LeaseAnswer(offer=None, reason=str(refusal), retry_after_seconds=wait)
+            return LeaseAnswer(offer=None, reason=str(refusal)[:500], retry_after_seconds=wait)
+
+    async def _wait_for_the_coordinator(
+        self, member: Membership, error: CoordinatorUnreachable, attempt: int
+    ) -> None:
+        log.warning("%s", error)
+        wait = pause_seconds(error, attempt)
+        if isinstance(error, CoordinatorBusy):
+            self._idle(BUSY_WORDS)
+            await self._rest(member, wait)
+        else:
+            self.screen.say(f"the coordinator does not answer, next try in {wait:.0f} s")
+            await self._pause(wait)
 
     async def _take(self, member: Membership, offer: Offer) -> None:
-        try:
-            await member.call(lambda: member.client.acknowledge(offer.assignment, offer.fencing))
-        except (Refused, CoordinatorUnreachable) as error:
-            log.warning("the offer lapsed: %s", error)
+        if not await self._acknowledge(member, offer):
             return
+        self._idle_words = ""
         self.folder.remember_offer(offer)
         self.screen.say(describe_offer(offer, member.capability))
         await self._do(member, offer)
+
+    async def _acknowledge(self, member: Membership, offer: Offer) -> bool:
+        """False: the offer has lapsed. Raises Refused."""
+        lapses_at = asyncio.get_running_loop().time() + offer.expires_in
+        for attempt in itertools.count():
+            try:
+                await member.call(
+                    lambda: member.client.acknowledge(offer.assignment, offer.fencing)
+                )
+            except CoordinatorUnreachable as error:
+                wait = pause_seconds(error, attempt)
+                log.warning("the offer is not acknowledged yet: %s", error)
+                if asyncio.get_running_loop().time() + wait > lapses_at:
+                    break
+                await self._pause(wait)
+                if self._stopping.is_set():
+                    break
+            except Refused as refusal:
+                if refusal.code not in LOST_LEASE:
+                    raise
+                log.warning("the offer lapsed: %s", refusal)
+                break
+            else:
+                return True
+        return False
 
     async def _go_on_with_the_remembered_lease(self, member: Membership) -> None:
         offer = self.folder.remembered_offer()
@@ -144,9 +207,9 @@ class Agent:
         try:
             outcome = await work.run(self._stopping)
         except Refused as refusal:
-            if refusal.code not in LOST_LEASE:
-                raise
-            outcome = "lost"
+            if refusal.code is ErrorCode.BANNED:
+                self.folder.forget_offer()
+            raise
         if work.handed_in is not None:
             self._undelivered[work.handed_in.ref.digest] = [
                 blob.digest for blob in work.handed_in.blobs
@@ -195,10 +258,21 @@ class Agent:
             folder=self.folder.root,
         )
 
-    def _idle(self, reason: str) -> None:
-        if reason != self._idle_reason:
-            self.screen.say(f"waiting: {reason}")
-        self._idle_reason = reason
+    def _idle(self, words: str) -> None:
+        if words != self._idle_words:
+            self.screen.say(words)
+        self._idle_words = words
+
+    async def _rest(self, member: Membership, seconds: float) -> None:
+        """Waits, and beats meanwhile: what was handed in stays wanted."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        await self._pause(min(seconds, member.heartbeat_seconds))
+        while not self._stopping.is_set() and loop.time() < until:
+            with contextlib.suppress(CoordinatorUnreachable):
+                await member.beat()
+                self._forget_delivered(member)
+            await self._pause(min(until - loop.time(), member.heartbeat_seconds))
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from protocol import PROTOCOL_VERSION
 from protocol.capability import Capability
 from protocol.digests import digest_value
-from protocol.errors import ErrorBody
+from protocol.errors import ErrorBody, ErrorCode
 from protocol.messages import (
     REGISTER_PURPOSE,
     Acknowledge,
@@ -31,11 +31,14 @@ from protocol.messages import (
 )
 from shared.identity import Identity
 from shared.version import SOFTWARE_VERSION
-from worker.errors import CoordinatorUnreachable, Refused
+from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
 TIMEOUT = httpx.Timeout(10.0, read=30.0)
+
+LATER = frozenset({ErrorCode.BUSY, ErrorCode.RATE_LIMITED})
+"""Refusals that are about the moment, not about the request."""
 
 
 class CoordinatorClient:
@@ -152,8 +155,12 @@ class CoordinatorClient:
         if response.is_success:
             return _parse(response, answer)
         refusal = Refused(_parse(response, ErrorBody))
+        later = refusal.body.retry_after_seconds
+        if refusal.code in LATER:
+            raise CoordinatorBusy(str(refusal), retry_after_seconds=later) from refusal
         if response.is_server_error:
-            raise CoordinatorUnreachable(f"{self.url}: {refusal}") from refusal
+            words = f"{self.url}: {refusal}"
+            raise CoordinatorUnreachable(words, retry_after_seconds=later) from refusal
         raise refusal
 
 

@@ -2,6 +2,7 @@
 
 WorkerError
 ├── CoordinatorUnreachable   no answer, or none that we understand; worth trying again
+│   └── CoordinatorBusy      it is there, and asked us to come again later
 ├── Refused                  a typed refusal, with its code
 └── NotTheSameCoordinator    the address answers with another key than the one pinned here
 """
@@ -16,9 +17,20 @@ class WorkerError(Exception):
 
 
 class CoordinatorUnreachable(WorkerError):
-    """The coordinator did not answer in a way that we understand."""
+    """The coordinator did not answer in a way that we understand.
+
+    `retry_after_seconds` is when it wants to be asked again, if it said so.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class CoordinatorBusy(CoordinatorUnreachable):
+    """The coordinator answers, but not this call now: too many ask, or this worker too often."""
 
 
 class Refused(WorkerError):

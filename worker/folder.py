@@ -1,4 +1,4 @@
-"""Where a worker keeps its key, its blobs and its work; one agent at a time."""
+"""Where a worker keeps its key, its blobs, its receipts and its work; one agent at a time."""
 
 import fcntl
 import json
@@ -38,6 +38,10 @@ class WorkerFolder:
     def work(self, assignment: str) -> Path:
         """The trainer's folder for one assignment."""
         return self.root / "work" / assignment
+
+    def receipts(self, coordinator: str) -> Path:
+        """Where the receipts of one coordinator are kept."""
+        return self.root / "receipts" / coordinator
 
     def pin_coordinator(self, url: str, peer_id: str) -> None:
         """Remembers who answers at `url`; refuses anybody else later.

@@ -22,7 +22,7 @@ from worker.capability import CapabilityError
 from worker.errors import WorkerError
 from worker.folder import WorkerFolder
 from worker.screen import TextScreen
-from worker.settings import JoinSettings, default_folder, parse_bytes
+from worker.settings import JoinSettings, default_folder, parse_bytes, parse_duration
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +50,10 @@ def join(
     http_only: Annotated[bool, typer.Option(help="Take part over HTTP, without libp2p")] = False,
     insecure: Annotated[bool, typer.Option(help="Allow plain http to another machine")] = False,
     invite: Annotated[str | None, typer.Option(help="Invitation from the operator")] = None,
+    stay: Annotated[
+        str | None,
+        typer.Option("--for", help="Leave in good order after this time, such as 8h or 90m"),
+    ] = None,
 ) -> None:
     """Join a run and train until it is finished.
 
@@ -67,6 +71,7 @@ def join(
         http_only=http_only,
         insecure=insecure,
         invite=invite,
+        stay_seconds=None if stay is None else parse_duration(stay),
     )
     raise typer.Exit(asyncio.run(_join(settings)))
 

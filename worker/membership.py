@@ -1,4 +1,4 @@
-"""A worker's place in the swarm: its registration, its peer, and the blobs it owes.
+"""A worker's place in the swarm: its registration, its peer, and the blobs it has and owes.
 
 Training never depends on any of it: the DHT may be down (HTTP serves), the coordinator may be away
 (calls are repeated), the token may have expired (we register again).
@@ -7,59 +7,72 @@ Training never depends on any of it: the DHT may be down (HTTP serves), the coor
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from protocol.blobs import BlobRef
 from protocol.capability import Capability
 from protocol.certificates import SignedCertificate
 from protocol.errors import ErrorCode
-from protocol.messages import HeartbeatAnswer, RunInfo, WorkerHeartbeat
+from protocol.messages import HeartbeatAnswer, RegisterAnswer, RunInfo, WorkerHeartbeat
 from protocol.records import HeadRecord, provider_key
-from shared.http_blobs import (
-    TransferFailed,
-    check_same_host,
-    fetch_over_http,
-    upload_over_http,
-)
+from shared.http_blobs import TransferFailed, check_same_host, upload_over_http
 from shared.logs import facts
-from shared.retry import backoff_seconds
-from shared.swarm.peer import FetchFailed, Peer, SwarmUnavailable
+from shared.swarm.peer import Peer, SwarmUnavailable
 from worker.client import CoordinatorClient
-from worker.errors import CoordinatorUnreachable, Refused
+from worker.contact import first_contact, persist
+from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
 from worker.folder import WorkerFolder
+from worker.receipts import Receipts
+from worker.screen import Screen
 from worker.settings import JoinSettings
 from worker.tasks import log_failure
+from worker.transfers import fetch_from_coordinator, fetch_from_peers
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-FIRST_CONTACT_TRIES = 5
 PEER_RETRY_SECONDS = 30.0
-PEER_FETCH_SECONDS = 60.0
-SLOWEST_BYTES_PER_SECOND = 50_000
-"""Peers that are slower are left for HTTP; what arrived is kept."""
+
+MAX_CACHED = 64
+"""Inputs that a request for work names as held here."""
 
 LOST_TOKEN = frozenset({ErrorCode.UNKNOWN_TOKEN, ErrorCode.EXPIRED_TOKEN})
 
 
 class Membership:
-    """Registered at one coordinator. `find_coordinator` and `start` before use, `stop` after."""
+    """Registered at one coordinator. `find_coordinator` and `register` before use, `stop` after.
+
+    `leaves_at` is the event loop's time at which the volunteer wants the machine back, None: never.
+    """
 
     capability: Capability
-    """What this machine offers now; set by `start`, renewed by the agent."""
+    """What this machine offers now; set by `register`, renewed by the agent."""
 
-    def __init__(self, settings: JoinSettings, folder: WorkerFolder) -> None:
+    receipts: Receipts
+    """What the coordinator signed for our work; there from `find_coordinator` on."""
+
+    def __init__(
+        self,
+        settings: JoinSettings,
+        folder: WorkerFolder,
+        screen: Screen,
+        *,
+        leaves_at: float | None = None,
+    ) -> None:
         self.settings = settings
         self.folder = folder
+        self.screen = screen
+        self.leaves_at = leaves_at
         self.client = CoordinatorClient(settings.url, folder.identity)
         self.peer: Peer | None = None
         self.heartbeat_seconds = 10.0
         self.durable: set[str] = set()
         self._info: RunInfo | None = None
         self._public: set[str] = set()
+        self._inputs: dict[str, None] = {}
         self._uploads: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._registering = asyncio.Lock()
@@ -75,14 +88,25 @@ class Membership:
 
         Raises CoordinatorUnreachable, Refused or NotTheSameCoordinator.
         """
-        self._info = await self._first_contact()
+        say = self.screen.say
+        self._info = await first_contact(self.client, say=say)
         self.folder.pin_coordinator(self.settings.url, self.info.coordinator)
+        self.receipts = Receipts(
+            self.folder.receipts(self.info.coordinator),
+            coordinator=self.info.coordinator,
+            run=self.info.run,
+            worker=self.folder.identity.peer_id,
+            say=say,
+        )
         return self._info
 
-    async def start(self, capability: Capability) -> None:
-        """Registers and joins the DHT. Raises CoordinatorUnreachable or Refused."""
+    async def register(self, capability: Capability) -> RegisterAnswer:
+        """Registers, however busy the coordinator is. Raises CoordinatorUnreachable or Refused."""
         self.capability = capability
-        await self._register()
+        return await persist(self._register, say=self.screen.say)
+
+    async def join_swarm(self) -> None:
+        """Joins the DHT, now or as soon as it can be reached."""
         if not self.settings.http_only:
             await self._start_peer()
             self._run(self._keep_peer())
@@ -102,6 +126,10 @@ class Membership:
         token = self.client.token
         try:
             return await request()
+        except CoordinatorUnreachable as error:
+            if not isinstance(error, CoordinatorBusy):
+                self.receipts.doubt()
+            raise
         except Refused as refusal:
             if refusal.code not in LOST_TOKEN:
                 raise
@@ -114,13 +142,17 @@ class Membership:
 
     async def beat(self) -> HeartbeatAnswer:
         """The heartbeat of a worker that has no assignment."""
-        beat = WorkerHeartbeat(capability=self.capability, maddrs=self._maddrs())
+        after = self.receipts.after
+        beat = WorkerHeartbeat(
+            capability=self.offered_capability(), maddrs=self._maddrs(), receipts_after=after
+        )
         answer = await self.call(lambda: self.client.heartbeat(beat))
-        self.heed(answer)
+        self.heed(answer, receipts_after=after)
         return answer
 
-    def heed(self, answer: HeartbeatAnswer) -> None:
-        """Does what a heartbeat's answer asks for."""
+    def heed(self, answer: HeartbeatAnswer, *, receipts_after: int) -> None:
+        """Does what the answer to a heartbeat with `receipts_after` asks for."""
+        self.receipts.take(answer.receipts, after=receipts_after)
         self.heartbeat_seconds = answer.next_heartbeat_seconds
         self.durable.update(answer.durable)
         if answer.certificate is not None:
@@ -128,6 +160,25 @@ class Membership:
         for ref in answer.wanted:
             if ref.digest not in self._uploads and self.folder.blobs.has(ref.digest):
                 self._uploads[ref.digest] = asyncio.create_task(self._upload(ref))
+
+    def offered_capability(self) -> Capability:
+        """What this machine offers now, and for how much longer."""
+        if self.leaves_at is None:
+            return self.capability
+        left = max(0.0, self.leaves_at - asyncio.get_running_loop().time())
+        return self.capability.model_copy(update={"available_seconds": left})
+
+    def cached(self) -> tuple[str, ...]:
+        """Digests of shards and of parents' weights that lie here, those used last first."""
+        held = [digest for digest in reversed(self._inputs) if self.folder.blobs.has(digest)]
+        return tuple(held[:MAX_CACHED])
+
+    async def fetch_input(self, ref: BlobRef, *, public: bool) -> Path:
+        """Brings what training starts from, as `fetch` does, and remembers that it is here."""
+        await self.fetch(ref, public=public)
+        self._inputs.pop(ref.digest, None)
+        self._inputs[ref.digest] = None
+        return self.folder.blobs.path(ref.digest)
 
     async def fetch(self, ref: BlobRef, *, public: bool) -> str:
         """Brings a blob into the worker's store; returns the route that it took.
@@ -139,7 +190,10 @@ class Membership:
             self._public.add(ref.digest)
         route = "kept"
         if not self.folder.blobs.has(ref.digest):
-            route = await self._fetch_from_peers(ref) or await self._fetch_from_coordinator(ref)
+            store, coordinator = self.folder.blobs, self.info.coordinator
+            route = await fetch_from_peers(
+                ref, store, peer=self.peer, coordinator=coordinator
+            ) or await fetch_from_coordinator(ref, store, self.client)
             log.info("fetched %s", facts(digest=ref.digest, bytes=ref.size, route=route))
         if public:
             self.publish([ref])
@@ -163,31 +217,6 @@ class Membership:
         """Shards go to anybody, everything else to the coordinator alone."""
         return digest in self._public or peer_id == self.info.coordinator
 
-    async def _fetch_from_peers(self, ref: BlobRef) -> str | None:
-        if self.peer is None or not self.peer.healthy:
-            return None
-        try:
-            async with asyncio.timeout(PEER_FETCH_SECONDS + ref.size / SLOWEST_BYTES_PER_SECOND):
-                provider = await self.peer.fetch_blob(
-                    ref, self.folder.blobs, providers=[self.info.coordinator]
-                )
-        except (FetchFailed, TimeoutError) as failure:
-            log.warning("no peer could send %s: %s", ref.digest[:12], failure)
-            return None
-        return f"libp2p from {provider}"
-
-    async def _fetch_from_coordinator(self, ref: BlobRef) -> str:
-        url = f"{self.client.url}/v1/blobs/{ref.digest}"
-        try:
-            await fetch_over_http(
-                self.client.http, url, ref, self.folder.blobs, headers=self.client.headers
-            )
-        except TransferFailed as failure:
-            raise CoordinatorUnreachable(
-                f"blob {ref.digest[:12]}: no route works; the last said: {failure.reason}"
-            ) from failure
-        return "http"
-
     async def _upload(self, ref: BlobRef) -> None:
         try:
             target = await self.call(lambda: self.client.upload_url(ref.digest))
@@ -199,29 +228,19 @@ class Membership:
         finally:
             self._uploads.pop(ref.digest, None)
 
-    async def _first_contact(self) -> RunInfo:
-        for attempt in range(FIRST_CONTACT_TRIES):
-            try:
-                return await self.client.run_info()
-            except CoordinatorUnreachable as error:
-                if attempt == FIRST_CONTACT_TRIES - 1:
-                    raise
-                wait = backoff_seconds(attempt, base=0.5, cap=8.0, random=random.random())
-                log.warning("no coordinator yet, next try in %.1f s: %s", wait, error)
-                await asyncio.sleep(wait)
-        raise AssertionError("the loop returns or raises")
-
-    async def _register(self) -> None:
+    async def _register(self) -> RegisterAnswer:
         answer = await self.client.register(
             self.info,
-            self.capability,
+            self.offered_capability(),
             name=self.settings.name,
             invite=self.settings.invite,
             maddrs=self._maddrs(),
         )
         self.heartbeat_seconds = answer.heartbeat_seconds
         self._bootstrap = answer.bootstrap
+        self.receipts.doubt()
         self._hold(answer.certificate)
+        return answer
 
     def _hold(self, certificate: SignedCertificate) -> None:
         self._certificate = certificate

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 from protocol.capability import Capability
@@ -93,6 +94,15 @@ def describe_offer(offer: Offer, capability: Capability) -> str:
             f"{megabytes(sizing.training_memory_bytes(spec, device=capability.device))} of memory; "
             "only weights and training state leave this machine",
         ]
+    )
+
+
+def describe_stay(seconds: float, *, now: float) -> str:
+    """`staying until 2026-11-22 18:30 (8:00:00 from now)`, by this machine's time zone."""
+    until = datetime.fromtimestamp(now + seconds, tz=UTC).astimezone()
+    return (
+        f"staying until {until:%Y-%m-%d %H:%M} ({clock(seconds)} from now); then the worker leaves "
+        "in good order"
     )
 
 

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from worker.errors import WorkerError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+SECONDS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+MAX_STAY_SECONDS = 366 * 86_400.0
 
 
 class BadSetting(WorkerError):
@@ -21,6 +23,7 @@ class BadSetting(WorkerError):
 class JoinSettings:
     """One worker's settings. `memory_bytes` and `num_threads` are caps; None takes what is there.
 
+    After `stay_seconds` the worker leaves in good order, None: it stays until the run is finished.
     Raises BadSetting for an address that would carry the token in the clear.
     """
 
@@ -34,6 +37,7 @@ class JoinSettings:
     http_only: bool = False
     insecure: bool = False
     invite: str | None = None
+    stay_seconds: float | None = None
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -65,6 +69,19 @@ def parse_bytes(text: str) -> int:
         raise BadSetting(f"size {text!r}: expected a number and a unit, such as 700MB or 1.5GB")
     factor = UNITS.get(str(unit), UNITS.get(f"{unit}B", 1))
     return int(float(match.group(1)) * factor)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in `8h`, `90m`, `1h30m`, `2d` or `45s`. Raises BadSetting."""
+    parts = re.findall(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([dhms])\s*", text.lower())
+    whole = re.fullmatch(r"\s*(?:[0-9]{1,9}(?:\.[0-9]{1,9})?\s*[dhms]\s*)+", text.lower())
+    seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
+    if whole is None or not 1.0 <= seconds <= MAX_STAY_SECONDS:
+        raise BadSetting(
+            f"--for {text!r}: expected how long to stay, a number and a unit, such as 8h, 90m or "
+            "1h30m; from 1s to 366d"
+        )
+    return seconds
 
 
 def _is_loopback(host: str) -> bool:

@@ -48,8 +48,14 @@ class Shelf:
 
     @property
     def newest(self) -> Named | None:
-        """What heartbeats name."""
+        """What was named last."""
         return self._named[-1] if self._named else None
+
+    @property
+    def newest_training(self) -> Named | None:
+        """What heartbeats and a release name: nothing once the expert is there."""
+        newest = self.newest
+        return None if newest is None or newest.manifest.kind == "expert" else newest
 
     def has_room(self) -> bool:
         """Whether another training checkpoint should be named now.

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.receipts import Receipt, SignedReceipt
 from shared.identity import (
     Identity,
     IdentityError,
     certificate_valid,
+    receipt_valid,
     sign_certificate,
     verify,
 )
@@ -142,6 +144,41 @@ def test_a_certificate_binds_peer_run_expiry_and_coordinator(
     assert not certificate_valid(
         forged, coordinator=coordinator.peer_id, run="demo", peer=identity.peer_id, now=NOW
     )
+
+
+def test_a_receipt_binds_coordinator_run_worker_and_all_that_it_says(
+    identity: Identity, tmp_path: Path
+) -> None:
+    coordinator = Identity.create(tmp_path / "coordinator.key")
+    receipt = Receipt(
+        run="demo",
+        coordinator=coordinator.peer_id,
+        entry=7,
+        entry_digest="0" * 64,
+        worker=identity.peer_id,
+        assignment="a0123456789abcdef",
+        spec="1" * 64,
+        manifest="2" * 64,
+        num_steps=300,
+        credit=1e12,
+        accepted_at=1.5,
+    )
+    signed = SignedReceipt(receipt=receipt, signature=coordinator.sign(receipt.signed_bytes()))
+    facts = {"coordinator": coordinator.peer_id, "run": "demo", "worker": identity.peer_id}
+    assert receipt_valid(signed, **facts)
+    for other in (
+        {"coordinator": identity.peer_id},
+        {"run": "other"},
+        {"worker": coordinator.peer_id},
+    ):
+        assert not receipt_valid(signed, **(facts | other))
+    for field, value in {"credit": 2e12, "entry": 8, "run": "other", "num_steps": 1}.items():
+        forged = receipt.model_copy(update={field: value})
+        changed = signed.model_copy(update={"receipt": forged})
+        assert not receipt_valid(changed, **(facts | {"run": forged.run}))
+    own = receipt.model_copy(update={"coordinator": identity.peer_id})
+    by_worker = SignedReceipt(receipt=own, signature=identity.sign(own.signed_bytes()))
+    assert not receipt_valid(by_worker, **facts)
 
 
 def test_importing_identity_loads_neither_torch_nor_hivemind() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.retry import backoff_seconds
+from shared.retry import MAX_TOLD_SECONDS, MIN_TOLD_SECONDS, backoff_seconds, told_seconds
 
 
 @given(
@@ -33,3 +33,13 @@ def test_a_later_try_never_waits_less(attempt, random):
 def test_numbers_that_make_no_sense_are_refused(attempt, random):
     with pytest.raises(ValueError, match="expected"):
         backoff_seconds(attempt, base=1.0, cap=2.0, random=random)
+
+
+@given(told=st.floats(MIN_TOLD_SECONDS, MAX_TOLD_SECONDS), random=st.floats(0, 1))
+def test_who_was_told_when_to_come_again_never_comes_sooner_and_little_later(told, random):
+    assert told <= told_seconds(told, random=random) <= told * 1.25 + 1e-9
+
+
+@pytest.mark.parametrize(("told", "wait"), [(0.0, MIN_TOLD_SECONDS), (1e30, MAX_TOLD_SECONDS)])
+def test_a_told_wait_is_neither_none_nor_endless(told, wait):
+    assert told_seconds(told, random=0.0) == wait

@@ -11,7 +11,7 @@ from protocol.errors import HTTP_STATUS, ErrorBody, ErrorCode
 from protocol.messages import LeaseRequest, RegisterRequest, RegistrationStatement, RunInfo
 from shared.identity import Identity, verify
 from worker.client import CoordinatorClient, new_request_id
-from worker.errors import CoordinatorUnreachable, Refused
+from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -39,7 +39,12 @@ def client_of(identity: Identity, handler: Handler, url: str = "http://host/") -
     return client
 
 
-@pytest.mark.parametrize("code", [code for code in ErrorCode if HTTP_STATUS[code] < 500])
+LATER = (ErrorCode.BUSY, ErrorCode.RATE_LIMITED)
+
+
+@pytest.mark.parametrize(
+    "code", [code for code in ErrorCode if HTTP_STATUS[code] < 500 and code not in LATER]
+)
 async def test_every_refusal_keeps_its_code_and_its_words(
     identity: Identity, code: ErrorCode
 ) -> None:
@@ -54,17 +59,30 @@ async def test_every_refusal_keeps_its_code_and_its_words(
     assert refused.value.exit_code == 4
 
 
+@pytest.mark.parametrize("code", LATER)
+async def test_a_coordinator_without_time_says_when_to_come_again_and_refuses_nothing(
+    identity: Identity, code: ErrorCode
+) -> None:
+    body = ErrorBody(code=code, message="because", retry_after_seconds=3.0)
+    client = client_of(identity, lambda _: httpx.Response(429, content=body.model_dump_json()))
+    with pytest.raises(CoordinatorBusy, match="because") as busy:
+        await client.run_info()
+    assert busy.value.retry_after_seconds == 3.0
+
+
 @pytest.mark.parametrize("code", [code for code in ErrorCode if HTTP_STATUS[code] >= 500])
 async def test_a_coordinator_in_trouble_is_asked_again_not_obeyed(
     identity: Identity, code: ErrorCode
 ) -> None:
-    body = ErrorBody(code=code, message="because")
+    body = ErrorBody(code=code, message="because", retry_after_seconds=2.0)
     client = client_of(
         identity,
         lambda _: httpx.Response(HTTP_STATUS[code], content=body.model_dump_json()),
     )
-    with pytest.raises(CoordinatorUnreachable, match="because"):
+    with pytest.raises(CoordinatorUnreachable, match="because") as unreachable:
         await client.run_info()
+    assert not isinstance(unreachable.value, CoordinatorBusy)
+    assert unreachable.value.retry_after_seconds == 2.0
 
 
 @pytest.mark.parametrize(
@@ -101,6 +119,7 @@ async def test_every_error_of_the_transport_is_one_of_ours(
         httpx.Response(204),
         httpx.Response(301, headers={"location": "https://elsewhere/"}),
         httpx.Response(404, html="<p>not found</p>"),
+        httpx.Response(429, text="slow down"),
         httpx.Response(502, text="bad gateway"),
         httpx.Response(500, json={"code": "no such code", "message": ""}),
     ],

@@ -2,11 +2,19 @@
 
 import io
 import sys
+from datetime import datetime
 
 import pytest
 
 from protocol.messages import Offer, Parent
-from worker.screen import TextScreen, clock, describe_offer, megabytes, progress_line
+from worker.screen import (
+    TextScreen,
+    clock,
+    describe_offer,
+    describe_stay,
+    megabytes,
+    progress_line,
+)
 
 EVENT = {
     "event": "progress",
@@ -29,6 +37,12 @@ class Terminal(io.StringIO):
 )
 def test_a_clock_shows_minutes_and_from_an_hour_on_hours(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
+
+
+def test_a_stay_says_until_when_by_the_clock_on_the_wall() -> None:
+    begin = datetime(2026, 11, 22, 10, 30).astimezone()
+    words = describe_stay(28_800.0, now=begin.timestamp())
+    assert words.startswith("staying until 2026-11-22 18:30 (8:00:00 from now)")
 
 
 @pytest.mark.parametrize(

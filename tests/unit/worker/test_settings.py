@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.settings import BadSetting, JoinSettings, default_folder, parse_bytes
+from worker.settings import (
+    MAX_STAY_SECONDS,
+    BadSetting,
+    JoinSettings,
+    default_folder,
+    parse_bytes,
+    parse_duration,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,26 @@ def test_a_size_that_is_none_is_refused_with_an_example(text):
 def test_any_text_is_a_size_or_a_bad_setting(text):
     with contextlib.suppress(BadSetting):
         assert parse_bytes(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("8h", 28_800), ("90m", 5400), ("1h30m", 5400), ("2 d", 172_800), ("45S", 45), ("1.5h", 5400)],
+)
+def test_a_stay_is_read_with_its_units(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "8", "h", "-8h", "8h!", "8 hours", "0h", "0.5s", "1e9h"])
+def test_a_stay_that_is_none_is_refused_with_an_example(text):
+    with pytest.raises(BadSetting, match="such as 8h, 90m"):
+        parse_duration(text)
+
+
+@given(st.text("0123456789.dhms ", max_size=30))
+def test_any_text_is_a_stay_or_a_bad_setting(text):
+    with contextlib.suppress(BadSetting):
+        assert 1.0 <= parse_duration(text) <= MAX_STAY_SECONDS
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://localhost:1", "https://a.example"])
