@@ -21,6 +21,7 @@ class Policy(Protocol):
     seconds: list[float]
 
     def put_open(self, piece: Piece, flops: float, not_before: float, /) -> None: ...
+    def drop_open(self, assignment: str, /) -> None: ...
     def put_running(self, piece: Piece, flops: float, running: "Underway", /) -> None: ...
     def drop_running(self, assignment: str) -> None: ...
     def put_worker(self, candidate: Candidate) -> None: ...
@@ -52,6 +53,10 @@ class TargetFinish:
         """Open from `not_before` on."""
         self._index.put_work(_work(piece.name, piece, flops, not_before))
 
+    def drop_open(self, assignment: str) -> None:
+        """Its backup was accepted."""
+        self._index.drop_work(assignment)
+
     def put_running(self, piece: Piece, flops: float, running: Underway) -> None:
         """An offer was made, or its prediction has changed."""
         self._index.put_running(
@@ -79,11 +84,11 @@ class TargetFinish:
 
     def choose(self, worker: str, now: float, waits_since: float | None) -> Answer:
         """One decision, timed."""
-        start = time.perf_counter()
+        start = time.thread_time()
         answer = self._index.choose(
             worker, now=now, waits_since=waits_since, patience_seconds=self._patience
         )
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(time.thread_time() - start)
         if isinstance(answer, Choice):
             self._index.drop_work(answer.assignment)
         return answer
@@ -96,6 +101,9 @@ class _Baseline:
     seconds: list[float] = field(default_factory=list)
     workers: dict[str, Candidate] = field(default_factory=dict)
     shelves: dict[Type, list[tuple[str, float]]] = field(default_factory=dict)
+
+    def drop_open(self, assignment: str) -> None:
+        """There are no backups."""
 
     def put_running(self, piece: Piece, flops: float, running: Underway) -> None:
         """Nothing is predicted."""

@@ -364,6 +364,8 @@ class Simulation:
             row.twin = twin.twin = None
 
     def _cancel(self, row: Row) -> None:
+        if row.standing.state is AssignmentState.OPEN:
+            self.policy.drop_open(row.standing.assignment)
         row.standing = _taken(lifecycle.cancel(row.standing))
         if row.attempt is not None:
             self.tally.twice += row.attempt.done(self.now) - row.attempt.base
@@ -396,7 +398,9 @@ class Simulation:
                 original.twin = None
                 original.durable = max(original.durable, row.durable)
                 self._open_or_report(original)
-        elif row.twin is None:
+        else:
+            if row.twin is not None:
+                row.durable = max(row.durable, row.twin.durable)
             self._open_or_report(row)
 
     def _open_or_report(self, row: Row) -> None:
@@ -413,6 +417,8 @@ class Simulation:
 
     def _make_backup(self, answer: Backup) -> Row:
         original = self._rows[answer.of]
+        if answer.replaces is not None:
+            self._cancel(self._rows[answer.replaces])
         name = f"{answer.of}+{self.tally.backups}"
         row = Row(Assignment(assignment=name), original.piece, is_backup=True)
         row.durable, row.twin, original.twin = original.durable, original, row

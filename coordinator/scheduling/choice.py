@@ -34,6 +34,7 @@ PATIENCE_SHARE = 0.5
 Rank = tuple[float, float, float, str]
 
 _MAX_TRIES = 16
+_MAX_BACKUP_TRIES = 4
 _ROUNDING = 1e-9
 
 
@@ -116,11 +117,11 @@ def _find_behind(scene: Scene, asking: Asking) -> Running | None:
 
 
 def _may_back_up(scene: Scene, asking: Asking, late: Running, room: float) -> bool:
-    if late.work.flops > room or scene.underway.running.get(late.work.assignment) is not late:
+    if late.work.flops > room or not scene.underway.is_current(late):
         return False
     left, mine = scene.underway.end(late, scene.now) - scene.now, asking.seconds(late.work)
     return (
-        late.worker != asking.candidate.worker
+        asking.candidate.worker not in scene.underway.workers_of(late)
         and mine * BACKUP_GAIN <= left
         and mine + asking.patience <= left
         and find_obstacle(late.work, asking.candidate, now=scene.now, speed=asking.speed) is None
@@ -229,11 +230,9 @@ def _find_backup(scene: Scene, asking: Asking) -> Backup | None:
         margin=asking.patience,
         now=scene.now,
     )
-    for running in late[:_MAX_TRIES]:
+    for running in late[:_MAX_BACKUP_TRIES]:
         work = running.work
-        if running.worker == asking.candidate.worker or find_obstacle(
-            work, asking.candidate, now=scene.now, speed=asking.speed
-        ):
+        if not _may_back_up(scene, asking, running, work.flops):
             continue
         other = soonest_other(scene, asking, work, running.worker)
         if other is not None and asking.seconds(work) > BACKUP_GAIN * (other[1] - scene.now):
@@ -248,6 +247,7 @@ def _back_up(scene: Scene, asking: Asking, running: Running) -> Backup:
         work.assignment,
         f"{work.words}: a backup for worker {short(running.worker)}, who is expected to need "
         f"{duration(left)} more (you {duration(asking.seconds(work))})",
+        replaces=scene.underway.backups.get(work.assignment),
     )
 
 
@@ -261,7 +261,7 @@ def _lacks_least(scene: Scene, asking: Asking) -> str:
     pieces = [
         scene.shelves.work[assignment]
         for shelf in scene.shelves.shelves
-        for _, assignment in islice(shelf.ascending(), _MAX_TRIES)
+        for _, assignment in islice(shelf.ascending(), 1)
     ] or list(islice(scene.shelves.work.values(), _MAX_TRIES))
     found = [
         (obstacle.lack, work.flops, work.assignment, f"{work.words}: {obstacle.words}")

@@ -1,9 +1,9 @@
 """The scheduler's index: open work, work in progress and workers, kept up to date piece by piece.
 
 Mutable, deterministic, without a clock: what it answers follows from what was put and dropped and
-from `now`, which must not run backwards. With up to 500 workers the order of puts and drops does not
-matter either; beyond, the target finish lags behind by up to as many changes as a hundredth of the
-workers, so that few decisions pay for it.
+from `now`, which must not run backwards. With up to 500 workers the order of puts and drops does
+not matter either; beyond, the target finish lags behind by up to as many changes as a hundredth of
+the workers, so that few decisions pay for it.
 """
 
 from coordinator.scheduling.choice import Asking, Scene, decide

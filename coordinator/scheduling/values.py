@@ -65,6 +65,7 @@ class Running:
     `work.flops` are left from the newest durable checkpoint on: what a backup would have to do.
     `finish` is predicted from the holder's last progress. Without new progress it counts as later
     with every second after `stalls_at`. A backup's own entry names the original in `backup_of`.
+    `backed_up`: it has a backup, also one that was handed in and is not judged yet.
     """
 
     work: Work
@@ -85,10 +86,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Backup:
-    """The running assignment `of` is to be done a second time, by the asking worker."""
+    """The running assignment `of` is to be done a second time, by the asking worker.
+
+    `replaces` is the backup that it has already and that is too slow as well: to be cancelled.
+    """
 
     of: str
     reason: str
+    replaces: str | None = None
 
 
 @dataclass(frozen=True)
