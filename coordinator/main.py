@@ -16,6 +16,10 @@ import httpx
 import typer
 from pydantic import ValidationError
 
+from coordinator.cli import ledger, looks, orders
+from coordinator.cli.errors import VerbError
+from coordinator.cli.options import Database, Format, RunPath
+from coordinator.database import DATABASE_VARIABLE, open_ledger
 from coordinator.folders import RunFolders
 from coordinator.init import InitError, init_folder
 from coordinator.ledger.errors import LedgerError
@@ -38,10 +42,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Run a swarm: a run file and volunteers' computers become a scored ensemble of experts.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 the coordinator cannot be reached, "
+    "4 it refused.",
 )
-
-Format = Annotated[Literal["text", "json"], typer.Option("--format", help="text or json")]
-RunPath = Annotated[Path, typer.Argument(help="The run file, such as run.toml")]
 
 EXPECTED = (
     RunFileError,
@@ -66,22 +69,25 @@ def init(
 
 
 @app.command()
-def check(run_file: RunPath, format: Format = "text") -> None:
+def check(run_file: RunPath, database: Database = None, format: Format = "text") -> None:
     """Check a run file and its keys without starting anything."""
     run, folders = _load(run_file)
     check_keys(folders)
+    where = str(open_ledger(run, folders, database).url)
     facts = {
         "run": run.run.name,
         "folder": str(folders.root),
         "domains": sorted(run.domains),
         "schemes": list(run.plan.schemes),
         "prepared": folders.prepared.exists(),
+        "ledger": where,
         "invite": invite_of(run, folders),
     }
     if format == "json":
         print(json.dumps(facts))
     else:
         print(f"{run_file} is right: run {run.run.name}, domains {', '.join(sorted(run.domains))}")
+        print(f"ledger {where}")
         if facts["invite"]:
             print(f"volunteers join with --invite {facts['invite']}")
 
@@ -98,17 +104,24 @@ def serve(
     ] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="TLS certificate, PEM")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="TLS key, PEM")] = None,
+    database: Database = None,
     supervised: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Prepare the text, then serve the run until Ctrl-C. A restart goes on where it stopped."""
     run, folders = _load(run_file)
     check_keys(folders)
     check_addresses(run.listen, insecure=insecure, tls_cert=tls_cert, tls_key=tls_key)
+    open_ledger(run, folders, database).close()
     folders.create()
     if role is not None:
         logs.configure(path=folders.logs / f"{role}.log")
         context = RoleContext(
-            run=run, folders=folders, supervised=supervised, tls_cert=tls_cert, tls_key=tls_key
+            run=run,
+            folders=folders,
+            supervised=supervised,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            database=database,
         )
         try:
             importlib.import_module(f"coordinator.roles.{role}").run(context)
@@ -120,7 +133,14 @@ def serve(
     arguments = ["--insecure"] if insecure else []
     for flag, path in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         arguments += [flag, str(path)] if path else []
-    raise typer.Exit(asyncio.run(_supervise(run_file, run, folders, tuple(arguments))))
+    supervisor = Supervisor(
+        run_file,
+        folders,
+        arguments=tuple(arguments),
+        environment={DATABASE_VARIABLE: database} if database else {},
+        say=_say,
+    )
+    raise typer.Exit(asyncio.run(_supervise(supervisor, run)))
 
 
 @app.command()
@@ -157,6 +177,11 @@ def version(format: Format = "text") -> None:
         print(f"hdee-coordinator {SOFTWARE_VERSION}, protocol {PROTOCOL_VERSION}")
 
 
+for verb in (*looks.VERBS, *orders.VERBS, ledger.backup):
+    app.command()(verb)
+app.add_typer(ledger.app, name="ledger")
+
+
 def _load(run_file: Path) -> tuple[RunFile, RunFolders]:
     run = load_run_file(run_file)
     return run, RunFolders(run.folder)
@@ -172,10 +197,7 @@ def _get(url: str, path: str, kind: type[StatusView]) -> StatusView:
         raise typer.Exit(3) from error
 
 
-async def _supervise(
-    run_file: Path, run: RunFile, folders: RunFolders, arguments: tuple[str, ...]
-) -> int:
-    supervisor = Supervisor(run_file, folders, arguments=arguments, say=_say)
+async def _supervise(supervisor: Supervisor, run: RunFile) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, supervisor.stop)
@@ -197,6 +219,9 @@ def main() -> None:
     """Entry point of the `hdee-coordinator` script."""
     try:
         app()
+    except VerbError as error:
+        print(f"hdee-coordinator: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except EXPECTED as error:
         print(f"hdee-coordinator: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RunFileError) else 1)

@@ -10,6 +10,7 @@ from typing_extensions import override
 from coordinator.runfile_errors import RunFileError, problems_of
 from coordinator.sections import (
     Domain,
+    LedgerPlace,
     Listen,
     Plan,
     Recipe,
@@ -41,6 +42,7 @@ class RunFile(Section):
     run: Run
     listen: Listen = Listen()
     timing: Timing = Timing()
+    ledger: LedgerPlace = LedgerPlace()
     membership: Annotated[Trust, Field(alias="trust")] = Trust()
     tokenizer: Tokenizer
     shape: Shape

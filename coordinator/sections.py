@@ -57,6 +57,15 @@ class Timing(Section):
     max_attempts: Annotated[int, Field(ge=2, le=100)] = 3
 
 
+class LedgerPlace(Section):
+    """Where the ledger is; None: state/ledger.sqlite in the run's folder. --database overrules it.
+
+    `sqlite:///` and an absolute path, or `postgresql+psycopg://user@host/database`.
+    """
+
+    database: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+
+
 def _kind_of_trust(value: object) -> str:
     return "<listed>" if isinstance(value, list | tuple) else "<all>"
 

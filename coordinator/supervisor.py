@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from coordinator.folders import RunFolders
@@ -30,7 +30,10 @@ class RoleKeepsDying(Exception):
 
 
 class Supervisor:
-    """Three processes over one ledger. `arguments` are the flags that every role gets."""
+    """Three processes over one ledger. `arguments` are the flags that every role gets.
+
+    `environment` is added to that of every role: what is in it, other users cannot list.
+    """
 
     def __init__(
         self,
@@ -38,11 +41,13 @@ class Supervisor:
         folders: RunFolders,
         *,
         arguments: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
         say: Callable[[str], None],
     ) -> None:
         self._run_file = run_file
         self._folders = folders
         self._arguments = arguments
+        self._environment = dict(environment or {})
         self._say = say
         self._pids: dict[str, int] = {}
         self._stopping = asyncio.Event()
@@ -100,7 +105,7 @@ class Supervisor:
             "--supervised",
             *self._arguments,
             stdin=asyncio.subprocess.PIPE,
-            env=compute_environment(os.cpu_count() or 1),
+            env=compute_environment(os.cpu_count() or 1) | self._environment,
             # Ctrl-C reaches the whole terminal group; the supervisor alone decides what it means.
             start_new_session=True,
         )

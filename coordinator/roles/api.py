@@ -6,14 +6,12 @@ import uvicorn
 
 from coordinator.api.app import ApiSettings, create_app
 from coordinator.api.tokens import TOKEN_KEY_PURPOSE
-from coordinator.ledger import Ledger
 from coordinator.roles import RoleContext
 from coordinator.serving import listening
 from coordinator.urls import URL_SECRET_PURPOSE
 from shared.clock import now
 from shared.identity import Identity
 from shared.orphan import watch_parent
-
 
 KEEP_ALIVE_SECONDS = 75
 """An idle connection is kept for so long: a worker's next heartbeat need not shake hands again."""
@@ -23,7 +21,7 @@ def run(context: RoleContext) -> None:
     """Serves until it is asked to end."""
     run_file = context.run
     identity = Identity.load(context.folders.coordinator_key)
-    ledger = Ledger(context.folders.ledger_url)
+    ledger = context.open_ledger()
     settings = ApiSettings(
         run=run_file.run.name,
         heartbeat_seconds=run_file.timing.heartbeat_seconds,

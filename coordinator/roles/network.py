@@ -3,7 +3,6 @@
 import asyncio
 import signal
 
-from coordinator.ledger import Ledger
 from coordinator.network.serve import NetworkRole
 from coordinator.roles import RoleContext
 from coordinator.text.prepared import PrepareError, read_prepared
@@ -16,7 +15,7 @@ def run(context: RoleContext) -> None:
     prepared = read_prepared(folders.prepared)
     if prepared is None:
         raise PrepareError(f"{folders.prepared} is missing: prepare the text first")
-    ledger = Ledger(folders.ledger_url)
+    ledger = context.open_ledger()
 
     async def serve() -> None:
         stop = asyncio.Event()

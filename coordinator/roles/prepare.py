@@ -4,7 +4,7 @@ import time
 
 import typer
 
-from coordinator.ledger import Ledger, queries
+from coordinator.ledger import queries
 from coordinator.roles import RoleContext
 from coordinator.text.prepare import prepare
 from shared.clock import now
@@ -18,7 +18,7 @@ def run(context: RoleContext) -> None:
     """Makes what is missing. Raises PrepareError, SourceError or LedgerError."""
     prepared = prepare(context.run, context.folders, progress=_Progress().say)
     identity = Identity.load(context.folders.coordinator_key)
-    ledger = Ledger(context.folders.ledger_url)
+    ledger = context.open_ledger()
     try:
         ledger.create()
         with ledger.begin() as connection:

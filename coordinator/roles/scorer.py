@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 
-from coordinator.ledger import Ledger
 from coordinator.roles import RoleContext
 from coordinator.scoring.scorer import run_scorer
 from coordinator.text.prepared import PrepareError, read_prepared
@@ -24,7 +23,7 @@ def run(context: RoleContext) -> None:
     prepared = read_prepared(folders.prepared)
     if prepared is None:
         raise PrepareError(f"{folders.prepared} is missing: prepare the text first")
-    ledger = Ledger(folders.ledger_url)
+    ledger = context.open_ledger()
     try:
         run_scorer(
             context.run,
