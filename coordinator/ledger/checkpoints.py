@@ -38,6 +38,20 @@ HELD = ("durable", "accepted", "inconclusive")
 
 _DECIDED_SHOWN = 64
 
+_NAMED_AGAIN = {
+    "training": ("announced", "superseded"),
+    "expert": (
+        "announced",
+        "durable",
+        "superseded",
+        "spare",
+        "refused",
+        "rejected",
+        "inconclusive",
+    ),
+}
+"""States of a checkpoint that is collected anew when it is named under a new lease."""
+
 
 @dataclass(frozen=True)
 class CheckpointRow:
@@ -80,10 +94,10 @@ class Resume:
 def announced(connection: Connection, announcement: Announcement, now: float) -> list[Row]:
     """What the next entry writes so that the network role collects this checkpoint.
 
-    Nothing when it was named before. A training checkpoint takes the place of that of the
-    assignment that nobody collected yet, so there is at most one. An expert that was named before,
-    under a lease that ended, counts under the new one. What another worker named is its own: a
-    manifest's digest is public and proves nothing.
+    Nothing when it was named before under this lease. A training checkpoint takes the place of that
+    of the assignment that nobody collected yet, so there is at most one. What was named before,
+    under a lease that ended, counts under the new one: equal training gives equal bits. What
+    another worker named is its own: a manifest's digest is public and proves nothing.
     """
     found = _NAMED_BEFORE.one(
         connection,
@@ -92,18 +106,22 @@ def announced(connection: Connection, announcement: Announcement, now: float) ->
         kind=announcement.kind,
         manifest=announcement.manifest.digest,
     )
+    older = _waiting(connection, announcement) if announcement.kind == "training" else []
     if found is None:
-        older = _waiting(connection, announcement) if announcement.kind == "training" else []
         number = next_number(connection)
         return [*superseded(older, now), _named(announcement, number, "announced", now)]
-    again_at = {"key_checkpoint_id": found.checkpoint_id, "new_announced_at": now}
-    if found.state == "announced":
-        _SET_ANNOUNCED_AT.run(connection, **again_at)
-    elif announcement.kind == "expert" and found.state in ("spare", "superseded"):
-        _SET_ANNOUNCED_AT.run(connection, **again_at)
-        again = {"state": "announced", "fencing": announcement.fencing}
-        return [changed(checkpoints, checkpoint_id=found.checkpoint_id, **again)]
-    return []
+    renamed = found.fencing != announcement.fencing and found.state in _NAMED_AGAIN[announcement.kind]
+    if not renamed and found.state != "announced":
+        return []
+    _SET_ANNOUNCED_AT.run(connection, key_checkpoint_id=found.checkpoint_id, new_announced_at=now)
+    if not renamed:
+        return []
+    again = {"state": "announced", "fencing": announcement.fencing}
+    others = [one for one in older if one != found.checkpoint_id]
+    return [
+        *superseded(others, now),
+        changed(checkpoints, checkpoint_id=found.checkpoint_id, **again),
+    ]
 
 
 def keep_spare(connection: Connection, announcement: Announcement, now: float) -> None:
@@ -297,7 +315,7 @@ _SELECT = (
 
 
 _NAMED_BEFORE = Prepared(
-    select(checkpoints.c.checkpoint_id, checkpoints.c.state).where(
+    select(checkpoints.c.checkpoint_id, checkpoints.c.state, checkpoints.c.fencing).where(
         checkpoints.c.assignment == bindparam("assignment"),
         checkpoints.c.worker == bindparam("worker"),
         checkpoints.c.kind == bindparam("kind"),

@@ -35,16 +35,14 @@ def mark_durable(
     when repeated.
     """
     row = _get(connection, checkpoint_id)
-    if row.state in HELD or _has_blobs(connection, checkpoint_id):
+    held_before = _has_blobs(connection, checkpoint_id)
+    if row.state in HELD or (held_before and row.state != "announced"):
         return ()
     if row.state not in ("announced", "superseded"):
         raise LedgerError(f"checkpoint {checkpoint_id}: is {row.state}, expected announced")
     _check(row, manifest)
     want_blobs(connection, checkpoint_id, (), now)
-    digests = {row.manifest.digest, *(file.blob.digest for file in manifest.files)}
-    rows = [
-        added(checkpoint_blobs, checkpoint_id=checkpoint_id, digest=one) for one in sorted(digests)
-    ]
+    rows = [] if held_before else _blobs(row, manifest)
     hold = _hold_submission if row.kind == "expert" else _hold_training
     state, others, unneeded = hold(connection, row, now)
     facts = {"assignment": row.assignment, "worker": row.worker, "step": row.step, "kind": row.kind}
@@ -113,6 +111,14 @@ def drop(connection: Connection, ids: list[int], now: float) -> list[Row]:
     for checkpoint_id in ids:
         want_blobs(connection, checkpoint_id, (), now)
     return superseded(ids, now)
+
+
+def _blobs(row: CheckpointRow, manifest: CheckpointManifest) -> list[Row]:
+    digests = {row.manifest.digest, *(file.blob.digest for file in manifest.files)}
+    return [
+        added(checkpoint_blobs, checkpoint_id=row.checkpoint_id, digest=one)
+        for one in sorted(digests)
+    ]
 
 
 def _hold_submission(

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from coordinator.ledger import Ledger, LedgerError, queries, tables
 from coordinator.ledger.workers import Registration
 from coordinator.lifecycle import Assignment, Holder
-from coordinator.scoring.verification import Accepted
+from coordinator.scoring.verification import Accepted, Rejected
 from protocol.messages import AssignmentHeartbeat, Submission
 
 ANNA, BERT = "12D3KooW" + "A" * 44, "12D3KooW" + "B" * 44
@@ -343,3 +343,101 @@ def test_the_snapshot_is_what_the_queries_wrote(ledger, spec):
     assert seen.domains[0].difficulty == "difficult"
     assert set(seen.domains[0].shards) == {"train", "gate"}
     assert seen.results is None
+
+
+def submit(connection, held: Assignment, manifest, *, now: float) -> Assignment:
+    message = Submission(
+        request_id="0" * 32,
+        fencing=held.fencing,
+        manifest=manifest,
+        tokens_per_second=1.0,
+        train_seconds=1.0,
+    )
+    after = queries.submit_expert(
+        connection,
+        held.assignment,
+        message,
+        worker=held.worker or "",
+        now=now,
+        heartbeat_seconds=10.0,
+    )
+    assert isinstance(after, Assignment)
+    return after
+
+
+def before_it_was_collected(connection, make, spec, held: Assignment) -> None:
+    queries.expire_leases(connection, 1000.0)
+
+
+def when_collected_too_late(connection, make, spec, held: Assignment) -> None:
+    (row,) = queries.announced_checkpoints(connection)
+    queries.expire_leases(connection, 1000.0)
+    queries.mark_durable(connection, row.checkpoint_id, make.manifest(spec, ANNA), 1001.0)
+
+
+def when_cancelled(connection, make, spec, held: Assignment) -> None:
+    hold(connection, make, spec, step=None, now=13.0)
+    settle(connection, held, "cancel")
+
+
+def when_failed_uncollected(connection, make, spec, held: Assignment) -> None:
+    settle(connection, held, "fail")
+
+
+def when_failed_collected(connection, make, spec, held: Assignment) -> None:
+    hold(connection, make, spec, step=None, now=13.0)
+    settle(connection, held, "fail")
+
+
+def when_rejected(connection, make, spec, held: Assignment) -> None:
+    hold(connection, make, spec, step=None, now=13.0)
+    queries.record_verification(
+        connection, held.assignment, held.fencing, Rejected("worse"), "worse", 14.0
+    )
+
+
+def settle(connection, held: Assignment, verb) -> None:
+    outcome = queries.settle_assignment(connection, held.assignment, verb, reason="", now=15.0)
+    assert isinstance(outcome, queries.Settled)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        before_it_was_collected,
+        when_collected_too_late,
+        when_cancelled,
+        when_failed_uncollected,
+        when_failed_collected,
+        when_rejected,
+    ],
+)
+def test_equal_bits_under_a_new_lease_are_collected_and_verified_anew(ledger, spec, make, end):
+    expert = make.blob("expert")
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        submit(connection, held, expert, now=12.0)
+        end(connection, make, spec, held)
+        settle(connection, held, "retry")
+        again = start(connection, spec, now=2000.0)
+        assert again.fencing == 2
+        submit(connection, again, expert, now=2001.0)
+        hold(connection, make, spec, step=None, now=2002.0)
+        (submission,) = queries.durable_submissions(connection)
+        assert (submission.worker, submission.fencing) == (ANNA, 2)
+        queries.record_verification(connection, again.assignment, 2, Accepted(), "", 2003.0)
+        assert queries.accepted(connection)[spec.digest].worker == ANNA
+
+
+def test_an_equal_training_checkpoint_under_a_new_lease_is_collected_anew(ledger, spec, make):
+    with ledger.begin() as connection:
+        held = start(connection, spec)
+        beat(connection, held, now=11.0, step=2, checkpoint=make.blob("step 2"))
+        hold(connection, make, spec, step=2, now=12.0)
+        settle(connection, held, "cancel")
+        settle(connection, held, "retry")
+        again = start(connection, spec, now=20.0)
+        assert resumed(connection, again) is None
+        beat(connection, again, now=21.0, step=2, checkpoint=make.blob("step 2"))
+        hold(connection, make, spec, step=2, now=22.0)
+        assert resumed(connection, again) == make.manifest(spec, ANNA, step=2)
