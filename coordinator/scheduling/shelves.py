@@ -54,7 +54,7 @@ class Shelf:
         self._totals[number] += round(work.flops)
         for digest in work.inputs:
             insort(self._by_input.setdefault(digest, []), piece)
-        return number, float(self._totals[number]), self._bins[number][-1][0]
+        return number, max(1.0, float(self._totals[number])), self._bins[number][-1][0]
 
     def drop(self, work: Work) -> tuple[int, float, float]:
         """As `put`; an empty bin has 0 FLOPs and -1 as its largest."""
@@ -66,7 +66,7 @@ class Shelf:
         _remove(self._bins[number], piece)
         self._totals[number] -= round(work.flops)
         if self._bins[number]:
-            return number, float(self._totals[number]), self._bins[number][-1][0]
+            return number, max(1.0, float(self._totals[number])), self._bins[number][-1][0]
         del self._bins[number], self._totals[number]
         self._order.remove(number)
         return number, 0.0, -1.0
@@ -145,7 +145,11 @@ class Shelves:
         return self._kinds.number(work)
 
     def demand(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sizes [sizes], ascending: the largest piece of each bin; and FLOPs [kinds, sizes]."""
+        """Sizes [sizes], ascending: the largest piece of each bin; and FLOPs [kinds, sizes].
+
+        What is as good as done counts as a FLOP, so that it does not go unnoticed.
+        """
+        self._grow(len(self._kinds) - 1)
         used = np.flatnonzero((self._largest >= 0.0).any(axis=0))
         return self._largest[:, used].max(axis=0, initial=-1.0), self._totals[:, used]
 
