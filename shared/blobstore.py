@@ -122,6 +122,13 @@ class BlobStore:
         except FileNotFoundError as error:
             raise BlobMissing(digest) from error
 
+    def complete_since(self, digest: str) -> float:
+        """When the blob became complete here, in seconds since 1970. Raises BlobMissing."""
+        try:
+            return self._mark(digest).stat().st_mtime
+        except FileNotFoundError as error:
+            raise BlobMissing(digest) from error
+
     def read(self, ref: BlobRef, *, max_bytes: int) -> bytes:
         """All bytes of a small blob, verified.
 

@@ -12,6 +12,7 @@ from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, LedgerError, queries
 from coordinator.network.blob_app import create_blob_app
 from coordinator.network.collector import Collector
+from coordinator.network.disposal import sweep
 from coordinator.runfile import RunFile
 from coordinator.serving import listening
 from coordinator.text.prepared import Prepared
@@ -30,6 +31,7 @@ POLL_SECONDS = 0.25
 BEAT_SECONDS = 2.0
 CERTIFICATE_SECONDS = 3600
 PEER_RETRY_SECONDS = 5.0
+SWEEP_SECONDS = 3600.0
 
 
 class NetworkRole:
@@ -64,6 +66,7 @@ class NetworkRole:
             asyncio.create_task(server.serve([listener])),
             asyncio.create_task(self._keep_peer(stop)),
             asyncio.create_task(self._collect(stop)),
+            asyncio.create_task(self._sweep(stop)),
         ]
         waiting = asyncio.create_task(stop.wait())
         await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -186,6 +189,17 @@ class NetworkRole:
             except (LedgerError, SQLAlchemyError, OSError):
                 log.exception("the ledger or the store could not be written; trying again")
             await _pause(stop, POLL_SECONDS)
+
+    async def _sweep(self, stop: asyncio.Event) -> None:
+        keep = {self.prepared.tokenizer.digest, *(one.blob.digest for one in self.prepared.shards)}
+        while not stop.is_set():
+            try:
+                gone = await asyncio.to_thread(sweep, self.ledger, self.store, keep=keep, now=now())
+                if gone:
+                    log.info("swept blobs that nothing names %s", facts(count=len(gone)))
+            except (LedgerError, SQLAlchemyError, OSError):
+                log.exception("blobs could not be swept; trying again later")
+            await _pause(stop, SWEEP_SECONDS)
 
     def _may_read(self, digest: str, peer: str) -> bool:
         with self.ledger.read() as connection:
