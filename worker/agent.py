@@ -13,6 +13,7 @@ from shared.retry import told_seconds
 from worker import capability as capabilities
 from worker.client import new_request_id
 from worker.contact import pause_seconds
+from worker.deliveries import Deliveries
 from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
 from worker.folder import WorkerFolder
 from worker.lease import LOST_LEASE
@@ -34,12 +35,14 @@ BUSY_WORDS = "the coordinator is busy, it is asked again soon"
 class Agent:
     """One worker. `run` returns the exit code; `stop` makes it finish early, in good order."""
 
+    _deliveries: Deliveries
+    """What was handed in; there once the worker has joined."""
+
     def __init__(self, settings: JoinSettings, folder: WorkerFolder, screen: Screen) -> None:
         self.settings = settings
         self.folder = folder
         self.screen = screen
         self._stopping = asyncio.Event()
-        self._undelivered: dict[str, list[str]] = {}
         self._failures = 0
         self._idle_words = ""
 
@@ -71,9 +74,12 @@ class Agent:
         self.folder.sweep()
         if not await self._join(member):
             return 0
-        self._take_up_deliveries(member)
+        self._deliveries = Deliveries(member)
+        self._deliveries.take_up()
         finished = await self._work_until_done(member)
-        await self._deliver(member)
+        if self._deliveries:
+            self.screen.say("waiting until the coordinator holds what this worker handed in")
+            await self._deliveries.finish(DELIVERY_SECONDS)
         return 1 if self._failures >= MAX_FAILURES and not finished else 0
 
     def _leave(self) -> None:
@@ -110,7 +116,7 @@ class Agent:
         while not self._stopping.is_set() and self._failures < MAX_FAILURES:
             try:
                 await member.beat()
-                self._forget_delivered(member)
+                await self._deliveries.settle()
                 # A request that got no answer is repeated as it was: the coordinator then repeats
                 # its answer instead of giving a second offer.
                 request = request or await self._lease_request(member)
@@ -211,10 +217,7 @@ class Agent:
                 self.folder.forget_offer()
             raise
         if work.handed_in is not None:
-            self._undelivered[work.handed_in.ref.digest] = [
-                blob.digest for blob in work.handed_in.blobs
-            ]
-            self.folder.remember_deliveries(self._undelivered)
+            self._deliveries.add(offer.assignment, work.handed_in, work.submission)
         if outcome == "kept":
             self.screen.say("the coordinator is away: the next start goes on with this lease")
         else:
@@ -222,33 +225,6 @@ class Agent:
         if outcome == "submitted":
             self.screen.say(f"submitted {offer.assignment} ({offer.spec.domain})")
         self._failures = self._failures + 1 if outcome == "failed" else 0
-
-    def _take_up_deliveries(self, member: Membership) -> None:
-        """Names again what a former life of this worker handed in."""
-        for manifest, digests in self.folder.remembered_deliveries().items():
-            if all(self.folder.blobs.has(digest) for digest in digests):
-                self._undelivered[manifest] = digests
-                member.publish([self.folder.blobs.pieces(digest).ref() for digest in digests])
-
-    def _forget_delivered(self, member: Membership) -> None:
-        """The coordinator holds these: our own copy may go."""
-        delivered = [manifest for manifest in self._undelivered if manifest in member.durable]
-        for manifest in delivered:
-            member.drop(self._undelivered.pop(manifest))
-        if delivered:
-            self.folder.remember_deliveries(self._undelivered)
-
-    async def _deliver(self, member: Membership) -> None:
-        """Stays until the coordinator holds what this worker handed in, or for a minute."""
-        if self._undelivered:
-            self.screen.say("waiting until the coordinator holds what this worker handed in")
-        deadline = asyncio.get_running_loop().time() + DELIVERY_SECONDS
-        while self._undelivered and asyncio.get_running_loop().time() < deadline:
-            with contextlib.suppress(CoordinatorUnreachable):
-                await member.beat()
-            self._forget_delivered(member)
-            if self._undelivered:
-                await asyncio.sleep(min(1.0, member.heartbeat_seconds))
 
     async def _refresh(self, member: Membership) -> None:
         member.capability = await asyncio.to_thread(
@@ -271,7 +247,7 @@ class Agent:
         while not self._stopping.is_set() and loop.time() < until:
             with contextlib.suppress(CoordinatorUnreachable):
                 await member.beat()
-                self._forget_delivered(member)
+                await self._deliveries.settle()
             await self._pause(min(until - loop.time(), member.heartbeat_seconds))
 
     async def _pause(self, seconds: float) -> None:

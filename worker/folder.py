@@ -4,16 +4,34 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from protocol.messages import Offer
+from protocol.ids import AssignmentId, Digest
+from protocol.messages import Offer, Submission
+from protocol.values import Amount, Value
 from shared.blobstore import BlobStore
 from shared.files import write_atomic
 from shared.identity import Identity
 from worker.errors import NotTheSameCoordinator, WorkerError
+
+
+class Delivery(Value):
+    """A checkpoint that was handed in at `at` (seconds since 1970), and the blobs that it needs.
+
+    `submission` is None for the training checkpoint of a lease that was given back.
+    """
+
+    assignment: AssignmentId
+    submission: Submission | None
+    blobs: Annotated[tuple[Digest, ...], Field(strict=False, max_length=16)]
+    at: Amount
+
+
+_DELIVERIES = TypeAdapter(dict[Digest, Delivery])
 
 
 class WorkerFolder:
@@ -72,22 +90,22 @@ class WorkerFolder:
         """There is no lease any more."""
         (self.root / "offer.json").unlink(missing_ok=True)
 
-    def remember_deliveries(self, deliveries: dict[str, list[str]]) -> None:
-        """Keeps what was handed in and not yet fetched: manifest digest to blob digests."""
-        write_atomic(self.root / "deliveries.json", json.dumps(deliveries).encode())
+    def remember_deliveries(self, deliveries: Mapping[str, Delivery]) -> None:
+        """Keeps what was handed in and not yet fetched, by manifest digest."""
+        found = {manifest: one.model_dump(mode="json") for manifest, one in deliveries.items()}
+        write_atomic(self.root / "deliveries.json", json.dumps(found).encode())
 
-    def remembered_deliveries(self) -> dict[str, list[str]]:
+    def remembered_deliveries(self) -> dict[str, Delivery]:
         """What was handed in and not yet known to be durable when the agent ended."""
         try:
-            found = json.loads((self.root / "deliveries.json").read_bytes())
-            return {manifest: list(blobs) for manifest, blobs in found.items()}
-        except (FileNotFoundError, ValueError, AttributeError, TypeError):
+            return _DELIVERIES.validate_json((self.root / "deliveries.json").read_bytes())
+        except (FileNotFoundError, ValidationError):
             return {}
 
     def sweep(self) -> None:
         """Deletes what no lease and no delivery needs: once, before anything starts."""
         offer = self.remembered_offer()
-        needed = {digest for blobs in self.remembered_deliveries().values() for digest in blobs}
+        needed = {digest for one in self.remembered_deliveries().values() for digest in one.blobs}
         if offer is not None:
             needed.add(offer.shard.digest)
             for manifest in (offer.parent and offer.parent.manifest, offer.resume):

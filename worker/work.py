@@ -36,6 +36,7 @@ class Work:
         self.screen = screen
         self.folder = member.folder.work(offer.assignment)
         self.handed_in: Named | None = None
+        self.submission: Submission | None = None
         self._shelf = Shelf(member, offer)
         self._lease = Lease(member, offer, self._shelf)
         self._trainer: TrainerProcess | None = None
@@ -43,8 +44,9 @@ class Work:
     async def run(self, stopping: asyncio.Event) -> Outcome:
         """Does the work; `stopping` set means: checkpoint, give the lease back, return.
 
-        Afterwards `handed_in` is what the coordinator has yet to fetch, if anything; all else that
-        was named is deleted again. Raises Refused if the coordinator will have nothing more of us.
+        Afterwards `handed_in` is what the coordinator has yet to fetch, if anything, and
+        `submission` how it was handed in if it is an expert; all else that was named is deleted
+        again. Raises Refused if the coordinator will have nothing more of us.
         """
         async with background(self._lease.beats()):
             try:
@@ -163,7 +165,7 @@ class Work:
             )
             if not await self._lease.submit(submission, stopping):
                 return "kept"
-            self.handed_in = expert
+            self.handed_in, self.submission = expert, submission
             return "submitted"
         if last["event"] == "stopped":
             released = await self._release("stopped", "the volunteer stopped the worker")

@@ -21,13 +21,15 @@ from protocol.receipts import SignedReceipt
 from shared.clock import now
 from worker.agent import Agent
 from worker.client import CoordinatorClient, new_request_id
+from worker.deliveries import Deliveries
 from worker.errors import CoordinatorBusy, Refused
 from worker.folder import WorkerFolder
 from worker.lease import Lease, LeaseGone
 from worker.membership import Membership
 from worker.settings import JoinSettings
-from worker.shelf import Shelf
+from worker.shelf import Named, Shelf
 from worker.tasks import background
+from worker.work import Work
 
 URL = "https://coordinator"
 FAST = pytest.mark.parametrize("api_settings", [{"heartbeat_seconds": 0.5}], indirect=True)
@@ -39,6 +41,9 @@ class Line(httpx.AsyncBaseTransport):
     def __init__(self, app: Any) -> None:
         self.app = app
         self.paths: list[str] = []
+        self.silent: str | None = None
+        """Calls to paths with this in them get no answer."""
+
         self.fault: Callable[[str, httpx.Response], httpx.Response] = lambda _path, answer: answer
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -46,6 +51,8 @@ class Line(httpx.AsyncBaseTransport):
         answer = await transport.handle_async_request(request)
         await answer.aread()
         self.paths.append(request.url.path)
+        if self.silent is not None and self.silent in request.url.path:
+            await asyncio.Event().wait()
         return self.fault(request.url.path, answer)
 
 
@@ -523,3 +530,91 @@ async def test_an_acknowledgement_is_repeated_while_the_offer_lasts(
     anna.line.fault = fail_first
     assert await agent._acknowledge(member, offer)
     assert kinds(api).count("acknowledge") == 1
+
+
+def cancel(api: Any, assignment: str) -> None:
+    with api.ledger.begin() as connection:
+        row = queries.get_assignment(connection, assignment)
+        queries.cancel_assignment(connection, row, reason="not needed", now=api.clock())
+
+
+@FAST
+async def test_a_cancelled_assignment_ends_even_its_downloads_and_leaves_nothing(
+    api: Any, make: Any, workers: Any
+) -> None:
+    add_work(api, make)
+    anna = workers("anna")
+    member = await anna.join(make.capability())
+    offer = await start(member, make)
+    work = Work(member, offer, anna.said)
+    work.folder.mkdir(parents=True)
+    anna.line.silent = "/v1/blobs/"
+    running = asyncio.create_task(work.run(asyncio.Event()))
+    await until("it fetches", lambda: any("/v1/blobs/" in path for path in anna.line.paths))
+    cancel(api, offer.assignment)
+    assert await asyncio.wait_for(running, 10) == "lost"
+    assert f"lease {offer.assignment} is gone" in anna.said
+    assert "cancelled: not needed" in anna.said
+    assert not work.folder.exists()
+
+
+@FAST
+async def test_a_ban_ends_the_work_at_once_and_leaves_nothing(
+    api: Any, make: Any, workers: Any
+) -> None:
+    add_work(api, make)
+    anna = workers("anna")
+    member = await anna.join(make.capability())
+    offer = await start(member, make)
+    work = Work(member, offer, anna.said)
+    work.folder.mkdir(parents=True)
+    anna.line.silent = "/v1/blobs/"
+    running = asyncio.create_task(work.run(asyncio.Event()))
+    await until("it fetches", lambda: any("/v1/blobs/" in path for path in anna.line.paths))
+    with api.ledger.begin() as connection:
+        queries.mark_worker(connection, anna.peer_id, "ban", reason="", now=api.clock())
+    with pytest.raises(Refused, match="banned"):
+        await asyncio.wait_for(running, 10)
+    assert not work.folder.exists()
+
+
+@FAST
+async def test_what_was_handed_in_is_kept_until_it_is_held_or_unwanted(
+    api: Any, make: Any, workers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.deliveries.REPEAT_INTERVALS", 0)
+    add_work(api, make, count=2)
+    anna = workers("anna")
+    member = await anna.join(make.capability())
+    deliveries = Deliveries(member)
+    handed_in = []
+    for number in range(2):
+        offer = await start(member, make)
+        ref = anna.folder.blobs.add_bytes(bytes([number]))
+        named = Named(
+            ref, make.manifest(offer.spec, anna.peer_id).model_copy(update={"files": ()}), 0.0
+        )
+        sent = submission(make, offer).model_copy(update={"manifest": ref})
+        await member.client.submit(offer.assignment, sent)
+        deliveries.add(offer.assignment, named, sent)
+        handed_in.append((offer, ref))
+    (held, held_ref), (unwanted, unwanted_ref) = handed_in
+    await deliveries.settle()
+    assert kinds(api).count("submit") == 2, "a repetition changes nothing"
+    assert anna.folder.blobs.has(held_ref.digest)
+    with api.ledger.begin() as connection:
+        row = queries.announced_checkpoints(connection)[0]
+        manifest = make.manifest(held.spec, anna.peer_id)
+        queries.mark_durable(connection, row.checkpoint_id, manifest, api.clock())
+    await member.beat()
+    again = Deliveries(member)
+    again.take_up()
+    await again.settle()
+    assert not anna.folder.blobs.has(held_ref.digest)
+    assert anna.folder.blobs.has(unwanted_ref.digest)
+    cancel(api, unwanted.assignment)
+    await again.settle()
+    assert not anna.folder.blobs.has(unwanted_ref.digest)
+    assert f"handed in for {unwanted.assignment} is not wanted any more" in anna.said
+    assert not again
+    assert anna.folder.remembered_deliveries() == {}

@@ -3,7 +3,7 @@
 import pytest
 
 from worker.errors import NotTheSameCoordinator, WorkerError
-from worker.folder import WorkerFolder
+from worker.folder import Delivery, WorkerFolder
 
 FIRST = "12D3KooW" + "A" * 44
 SECOND = "12D3KooW" + "B" * 44
@@ -53,7 +53,9 @@ def test_a_torn_offer_is_forgotten_not_fatal(tmp_path):
 def test_a_sweep_keeps_what_a_delivery_needs_and_nothing_else(tmp_path):
     folder = WorkerFolder(tmp_path)
     kept, left = folder.blobs.add_bytes(b"kept"), folder.blobs.add_bytes(b"left")
-    folder.remember_deliveries({"0" * 64: [kept.digest]})
+    delivery = Delivery(assignment="a" + "0" * 16, submission=None, blobs=(kept.digest,), at=1.0)
+    folder.remember_deliveries({"0" * 64: delivery})
+    assert folder.remembered_deliveries() == {"0" * 64: delivery}
     (tmp_path / "work" / "a0").mkdir(parents=True)
     folder.sweep()
     assert folder.blobs.has(kept.digest)
@@ -62,7 +64,7 @@ def test_a_sweep_keeps_what_a_delivery_needs_and_nothing_else(tmp_path):
     folder.close()
 
 
-@pytest.mark.parametrize("torn", ["", "{", "[1]", '{"a": 5}'])
+@pytest.mark.parametrize("torn", ["", "{", "[1]", '{"a": 5}', f'{{"{"0" * 64}": ["{"1" * 64}"]}}'])
 def test_torn_deliveries_are_none(tmp_path, torn):
     folder = WorkerFolder(tmp_path)
     (tmp_path / "deliveries.json").write_text(torn)
