@@ -72,9 +72,12 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await read_body(receive)
+        body = await _read(receive)
         if body is None:
-            await too_large()(scope, receive, send)
+            error = ApiError(
+                ErrorCode.BODY_TOO_LARGE, f"body: expected at most {MAX_BODY_BYTES} bytes"
+            )
+            await _respond(error.body)(scope, receive, send)
             return
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -84,14 +87,7 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
 
-def too_large() -> Response:
-    """The answer to a body that `read_body` gave up on."""
-    words = f"body: expected at most {MAX_BODY_BYTES} bytes"
-    return _respond(ApiError(ErrorCode.BODY_TOO_LARGE, words).body)
-
-
-async def read_body(receive: Receive) -> bytes | None:
-    """A request's whole body; None as soon as it is longer than MAX_BODY_BYTES."""
+async def _read(receive: Receive) -> bytes | None:
     parts: list[bytes] = []
     size = 0
     while True:

@@ -21,7 +21,7 @@ def is_operator(authorization: str | None, settings: ApiSettings) -> bool:
     )
 
 
-def check_operator(context: Context, authorization: Authorization = None) -> None:
+async def check_operator(context: Context, authorization: Authorization = None) -> None:
     """Raises ApiError for everybody else."""
     if not is_operator(authorization, context.settings):
         raise ApiError(
