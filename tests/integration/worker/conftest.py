@@ -260,7 +260,7 @@ class Roles:
         """The kinds of the ledger's entries about an assignment, with a release's reason."""
         with self.ledger.read() as connection:
             return [
-                f"{entry.kind}:{entry.facts['reason']}" if entry.kind == "release" else entry.kind
+                f"{entry.kind}:{ended_because(entry)}" if entry.kind == "release" else entry.kind
                 for entry in queries.read_entries(connection)
                 if entry.facts.get("assignment") == assignment
             ]
@@ -269,6 +269,12 @@ class Roles:
         for role in tuple(self.processes):
             self.kill(role)
         self.ledger.close()
+
+
+def ended_because(entry: queries.Entry) -> str:
+    """Why the attempt ended that an entry ends."""
+    (reason,) = (row.values["reason"] for row in entry.rows if row.table == "attempts")
+    return str(reason)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from coordinator.ledger import queries
-from coordinator.ledger.tables import workers
+from coordinator.ledger.tables import presence
 from protocol.manifests import CheckpointManifest
 from shared.clock import now
 
@@ -39,9 +39,9 @@ async def test_an_expired_token_is_replaced_without_anybody_noticing(
     anna = volunteers("anna")
     await tools.until("training", lambda: anna.said.step > 0)
     with roles.ledger.begin() as connection:
-        mine = workers.c.worker == anna.peer_id
+        mine = presence.c.worker == anna.peer_id
         connection.execute(
-            workers.update()
+            presence.update()
             .where(mine)
             .values(token_digest="0" * 64, token_expires_at=now() - 1, maddrs="[]")
         )

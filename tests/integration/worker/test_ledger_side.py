@@ -22,7 +22,7 @@ from shared.clock import now
 from worker.agent import Agent
 from worker.client import CoordinatorClient, new_request_id
 from worker.deliveries import Deliveries
-from worker.errors import CoordinatorBusy, Refused
+from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
 from worker.folder import WorkerFolder
 from worker.lease import Lease, LeaseGone
 from worker.membership import Membership
@@ -618,3 +618,32 @@ async def test_what_was_handed_in_is_kept_until_it_is_held_or_unwanted(
     assert f"handed in for {unwanted.assignment} is not wanted any more" in anna.said
     assert not again
     assert anna.folder.remembered_deliveries() == {}
+
+
+@FAST
+async def test_a_fetch_waits_for_a_role_that_restarts_and_gives_up_in_the_end(
+    api: Any, make: Any, workers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_work(api, make)
+    anna = workers("anna")
+    member = await anna.join(make.capability())
+    offer = await start(member, make)
+    tries: list[str] = []
+
+    def fail(path: str, answer: httpx.Response) -> httpx.Response:
+        if "/v1/blobs/" not in path:
+            return answer
+        tries.append(path)
+        return httpx.Response(503, text="<p>starting</p>")
+
+    anna.line.fault = fail
+    monkeypatch.setattr("worker.transfers.PATIENCE_SECONDS", 3.0)
+    with pytest.raises(CoordinatorUnreachable, match="no route works"):
+        await member.fetch_input(offer.shard, public=True)
+    assert len(tries) > 1
+    assert member.cached() == ()
+    anna.line.fault = lambda _path, answer: answer
+    before = len(anna.line.paths)
+    with pytest.raises(CoordinatorUnreachable, match="none that you may read"):
+        await member.fetch_input(make.blob("of somebody else"), public=True)
+    assert len(anna.line.paths) == before + 1, "a typed refusal is final"

@@ -1,5 +1,6 @@
 """The api and network roles as processes: how they end."""
 
+import os
 import signal
 from typing import Any
 
@@ -33,4 +34,18 @@ def test_a_role_ends_in_good_order_with_its_parent_or_when_asked(
         for role in {"api", "network"} - roles.processes.keys():
             roles.start(role)
     assert not any(daemon.is_running() for daemon in daemons)
+    tools.wait_for("the roles are back", roles.ready)
+
+
+def test_the_network_role_deletes_what_nothing_names_and_keeps_what_prepare_made(
+    roles: Any, tools: Any
+) -> None:
+    left = roles.store.add_bytes(b"left by a crash long ago")
+    for mark in (roles.store.root / "marks").iterdir():
+        os.utime(mark, (0, 0))
+    before = set(roles.store.digests())
+    roles.kill("network")
+    roles.start("network")
+    tools.wait_for("it is swept", lambda: not roles.store.has(left.digest))
+    assert set(roles.store.digests()) == before - {left.digest}
     tools.wait_for("the roles are back", roles.ready)
