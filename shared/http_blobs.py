@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from protocol.blobs import MAX_PIECES, BlobRef, PieceList
 from protocol.digests import PIECE_BYTES
-from protocol.errors import ErrorBody
+from protocol.errors import ErrorBody, ErrorCode
 from protocol.messages import MissingPieces
 from protocol.values import Value
 from shared.blobstore import BadBlob, BlobStore, PartialBlob, runs
@@ -46,6 +46,10 @@ class TransferFailed(Exception):
 
 class UrlExpired(TransferFailed):
     """The network role refused the signed URL: get a new one from the api and go on."""
+
+
+class UnknownBlob(TransferFailed):
+    """There is no such blob, or none that we may read: to ask again is of no use."""
 
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -195,19 +199,20 @@ async def _answered(
     async with client.stream(
         method, url, headers=headers, content=content, timeout=TIMEOUT, follow_redirects=False
     ) as response:
-        if response.status_code == httpx.codes.FORBIDDEN:
-            raise UrlExpired(await _refusal(response))
         if response.is_error:
-            raise TransferFailed(await _refusal(response))
+            raise await _refusal(response)
         yield response
 
 
-async def _refusal(response: httpx.Response) -> str:
+async def _refusal(response: httpx.Response) -> TransferFailed:
+    kind = UrlExpired if response.status_code == httpx.codes.FORBIDDEN else TransferFailed
     try:
         body = ErrorBody.model_validate_json(await _bounded(response, _MAX_ERROR_BYTES))
     except (ValidationError, TransferFailed):
-        return f"answered {response.status_code}"
-    return f"answered {response.status_code} {body.code}: {body.message}"
+        return kind(f"answered {response.status_code}")
+    if body.code is ErrorCode.UNKNOWN_BLOB:
+        kind = UnknownBlob
+    return kind(f"answered {response.status_code} {body.code}: {body.message}")
 
 
 async def _bounded(response: httpx.Response, max_bytes: int) -> bytes:

@@ -28,7 +28,7 @@ from worker.receipts import Receipts
 from worker.screen import Screen
 from worker.settings import JoinSettings
 from worker.tasks import log_failure
-from worker.transfers import fetch_from_coordinator, fetch_from_peers
+from worker.transfers import fetch_blob
 
 log = logging.getLogger(__name__)
 
@@ -190,10 +190,13 @@ class Membership:
             self._public.add(ref.digest)
         route = "kept"
         if not self.folder.blobs.has(ref.digest):
-            store, coordinator = self.folder.blobs, self.info.coordinator
-            route = await fetch_from_peers(
-                ref, store, peer=self.peer, coordinator=coordinator
-            ) or await fetch_from_coordinator(ref, store, self.client)
+            route = await fetch_blob(
+                ref,
+                self.client,
+                self.folder.blobs,
+                peer=self.peer,
+                coordinator=self.info.coordinator,
+            )
             log.info("fetched %s", facts(digest=ref.digest, bytes=ref.size, route=route))
         if public:
             self.publish([ref])
