@@ -54,7 +54,8 @@ class Supply:
 
 @dataclass(frozen=True)
 class Target:
-    """`at`: by when all open work fits; `by_kind` [kinds]: by when that of each kind does.
+    """`at`: by when all open work fits; `by_kind` [kinds]: by when that of each kind does,
+    `at` where none of it is open.
 
     `steps` are the places of the different targets on the grid, the latest first. `capacity`
     [kinds][sizes]: FLOPs until the target of the workers that can take a piece of this kind and of
@@ -106,8 +107,13 @@ def find_target(
         by_kind[stranded] = now + _seconds(step)
         possible = possible & ~stranded
         steps.append(step)
+    end = float(by_kind.max(initial=now))
+    # What is in progress is judged by the target of the whole where no more of its kind is open.
+    able = (supply.table & (active > 0)[:, None]).T.astype(np.float64)
+    everybody = _Room(demand.sizes, supply, able, now).capacity(end - now)
+    by_kind[~open_kinds], capacity[~open_kinds] = end, everybody[~open_kinds]
     return Target(
-        float(by_kind.max(initial=now)),
+        end,
         by_kind.tolist(),
         tuple(steps),
         demand.sizes.tolist(),

@@ -1,5 +1,6 @@
 """The account of a decision: every open assignment, and what stands between it and a worker."""
 
+import heapq
 from dataclasses import replace
 
 from coordinator.scheduling.choice import Asking, Scene, find_fitting, soonest_other
@@ -14,10 +15,10 @@ def give_account(
     fitting = find_fitting(scene, asking)
     given = None if fitting is None else fitting.assignment
     known: dict[tuple[int, float], tuple[str, float] | None] = {}
-    return [
-        _judge(scene, asking, scene.shelves.work[name], given, known)
-        for name in sorted(name for name in scene.shelves.work if name > after)[:limit]
-    ]
+    names = (name for name in scene.shelves.work if name > after)
+    # A page of many does not need them all in order.
+    page = sorted(names) if limit is None else heapq.nsmallest(limit, names)
+    return [_judge(scene, asking, scene.shelves.work[name], given, known) for name in page]
 
 
 def _judge(
