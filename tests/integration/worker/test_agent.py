@@ -106,6 +106,7 @@ async def test_what_was_trained_while_the_coordinator_was_away_is_handed_in_by_t
         assert (tmp_path / "anna" / "offer.json").exists()
     finally:
         roles.start("api")
+    await tools.until("the api is back", roles.ready)
     anna = volunteers("anna")
     await tools.until("submitted", lambda: roles.state(assignment) == "submitted")
     assert roles.row(assignment).standing.fencing == 1
