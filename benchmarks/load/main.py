@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import uvloop
+from sqlalchemy import text as sql
 
 from benchmarks.load.database import NoPostgres, database
 from benchmarks.load.ground import Ground, make_run
@@ -88,13 +89,16 @@ def _count_entries(report: Report, ground: Ground) -> None:
     ledger = Ledger(ground.url)
     try:
         with ledger.read() as connection:
+            if connection.dialect.name == "postgresql":
+                size = sql("SELECT pg_database_size(current_database())")
+                report.ledger_bytes = connection.execute(size).scalar_one()
             while found := queries.read_entries(connection, after=report.entries):
                 report.expired += sum(entry.kind == "expire" for entry in found)
                 report.entries = found[-1].number
     finally:
         ledger.close()
     files = ground.folders.state.glob("ledger.sqlite*")
-    report.ledger_bytes = sum(path.stat().st_size for path in files)
+    report.ledger_bytes += sum(path.stat().st_size for path in files)
 
 
 def _say(text: str) -> None:
