@@ -575,3 +575,22 @@ def test_roles_are_told_the_ledger_where_other_users_cannot_read_it(run, tmp_pat
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+
+
+def test_a_run_goes_on_from_a_copy_put_in_the_place_of_its_ledger(call, tmp_path):
+    lost = Run(write_run(tmp_path / "lost"))
+    lost.prepare()
+    (kept,) = lost.add_work(1)
+    copy = tmp_path / "copy.sqlite"
+    assert call("backup", copy, run_file=lost.run_file)[0] == 0
+    assert len(lost.add_work(3)) == 3
+    for ending in ("", "-wal", "-shm"):
+        lost.folders.ledger.with_name(f"ledger.sqlite{ending}").unlink(missing_ok=True)
+    copy.rename(lost.folders.ledger)
+    assert call("ledger verify", run_file=lost.run_file)[0] == 0
+    lost.serve()
+    try:
+        assert lost.join("anna").lease()["offer"]["assignment"] == kept
+        assert call("ledger verify", run_file=lost.run_file)[0] == 0
+    finally:
+        lost.stop()
