@@ -199,8 +199,11 @@ class Fleet:
             self._index.put_work(work)
             return
         self._index.drop_work(row.assignment)
-        if row.state is AssignmentState.OPEN and row.spec.parent is not None:
-            self._children[row.spec.parent].add(row.assignment)
+        parent = row.spec.parent
+        if parent is None or parent in self._accepted:
+            return
+        waits = row.state is AssignmentState.OPEN and row.backup_of is None
+        (self._children[parent].add if waits else self._children[parent].discard)(row.assignment)
 
     def _put_running(self, row: AssignmentRow, work: Work, attempt: Attempt | None) -> None:
         before = self._holders.pop(row.assignment, None)
