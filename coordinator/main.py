@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from coordinator.cli import ledger, looks, orders
 from coordinator.cli.errors import VerbError
 from coordinator.cli.options import Database, Format, RunPath
+from coordinator.cli.remote import address_of
 from coordinator.database import DATABASE_VARIABLE, open_ledger
 from coordinator.folders import RunFolders
 from coordinator.init import InitError, init_folder
@@ -145,10 +146,14 @@ def serve(
 
 @app.command()
 def status(
-    url: Annotated[str, typer.Argument(help="The coordinator, such as http://127.0.0.1:8700")],
+    url: Annotated[
+        str, typer.Argument(help="The coordinator, such as http://127.0.0.1:8700, or a run file")
+    ],
     format: Format = "text",
 ) -> None:
     """Show where a run stands. Needs no token."""
+    if Path(url).is_file():
+        url = address_of(load_run_file(Path(url)), None)
     view = _get(url, "/v1/status", StatusView)
     print(view.model_dump_json(indent=2) if format == "json" else render_status(view))
 

@@ -307,6 +307,12 @@ def test_the_program_itself_lists_workers(run, anna, bert):
     assert total.startswith("2 workers: ")
 
 
+def test_the_status_is_asked_by_run_file_or_url(call, told, run):
+    assert told("status")["run"] == "operated"
+    code, out, _ = call("status", run_file=run.url)
+    assert (code, out.split(":")[0]) == (0, "run operated")
+
+
 def test_workers_and_assignments_are_lists_for_programs(told, anna, bert, work):
     assert {view["worker"] for view in told("workers")} == {anna.id, bert.id}
     assert [view["assignment"] for view in told("assignments")] == work
