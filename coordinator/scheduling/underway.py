@@ -9,7 +9,7 @@ from coordinator.scheduling.kinds import Kinds
 from coordinator.scheduling.roster import Floats, expected
 from coordinator.scheduling.values import Running
 
-LATE = 1.3
+LATE = 1.25
 """Work is well behind when what its holder still needs is this many times what there is time for:
 predictions err by some per cent, and what ends a little late is backed up by who is idle then."""
 
