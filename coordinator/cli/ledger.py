@@ -37,9 +37,7 @@ def verify(run_file: RunPath, database: Database = None, format: Format = "text"
     progress = Progress("entries replayed", say=_say)
     try:
         with ledger.read() as connection:
-            verdict = queries.verify_ledger(
-                connection, progress=lambda done, total: progress.tell(done, total)
-            )
+            verdict = queries.verify_ledger(connection, progress=progress.tell)
     except SQLAlchemyError as error:
         raise _no_ledger(ledger, error) from error
     finally:
@@ -88,7 +86,7 @@ def backup(
 ) -> None:
     """Copy the ledger while it is in use, and prove the copy whole before it gets its name."""
     ledger = _open(run_file, database)
-    progress = Progress("% copied", say=_say)
+    progress = Progress("copied", say=_say)
     try:
         report = copy_ledger(ledger, target, lambda share: progress.tell(int(100 * share), 100))
     finally:
@@ -118,16 +116,20 @@ class Progress:
         self._what = what
         self._say = say
         self._clock = clock
-        self._began = self._said = clock()
+        self._first: tuple[float, int] | None = None
+        self._said = 0.0
 
     def tell(self, done: int, total: int) -> None:
-        """`done` of `total` so far."""
+        """`done` of `total` so far. The first call begins the measurement."""
         now = self._clock()
-        if now - self._said < SAY_SECONDS or not done:
+        if self._first is None:
+            self._first, self._said = (now, done), now
+        began, before = self._first
+        if now - self._said < SAY_SECONDS or not before < done < total:
             return
         self._said = now
-        left = (now - self._began) * (total - done) / done
-        self._say(f"{done} of {total} {self._what}, about {duration(left)} left")
+        left = (now - began) * (total - done) / (done - before)
+        self._say(f"{self._what}: {100 * done // total} %, about {duration(left)} left")
 
 
 def facts_of(verdict: Verdict) -> dict[str, object]:

@@ -183,13 +183,13 @@ def test_an_account_names_the_wait_and_the_limit(capsys):
 
 def test_a_long_verb_says_how_far_it_is_and_how_long_it_takes():
     said: list[str] = []
-    times = iter([0.0, 0.5, 10.0, 10.5, 20.0])
-    progress = Progress("entries", say=said.append, clock=lambda: next(times))
-    for done in (5, 100, 105, 200):
-        progress.tell(done, 400)
+    times = iter([100.0, 100.5, 110.0, 110.5, 120.0, 130.0])
+    progress = Progress("entries replayed", say=said.append, clock=lambda: next(times))
+    for done in (10, 20, 110, 115, 210, 410):
+        progress.tell(done, 410)
     assert said == [
-        "100 of 400 entries, about 30 s left",
-        "200 of 400 entries, about 20 s left",
+        "entries replayed: 26 %, about 30 s left",
+        "entries replayed: 51 %, about 20 s left",
     ]
 
 
