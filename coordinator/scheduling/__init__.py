@@ -2,7 +2,8 @@
 
 `values` what goes in and comes out; `requirements` what a worker must have; `shelves` open work by
 requirements and size; `roster` the workers; `underway` the work in progress; `pace` the time by
-which everything fits; `choice` one decision; `why` the account of it; `index` ties them together.
+which everything fits; `scene` what a decision looks at; `choice` one decision, `reasons` its words,
+`why` the account of it; `index` ties them together.
 """
 
 from coordinator.scheduling.index import Index

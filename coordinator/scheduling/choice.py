@@ -8,18 +8,15 @@ has. A worker for which nothing fits by the target waits: others end the whole s
 """
 
 import heapq
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
-
-from coordinator.scheduling.pace import Target
-from coordinator.scheduling.requirements import amount, duration, find_obstacle, short
-from coordinator.scheduling.roster import Roster
-from coordinator.scheduling.shelves import Shelf, Shelves
-from coordinator.scheduling.underway import Underway
-from coordinator.scheduling.values import Backup, Candidate, Choice, NoWork, Running, Work
+from coordinator.scheduling import reasons
+from coordinator.scheduling.requirements import find_obstacle
+from coordinator.scheduling.scene import Asking, Rank, Scene, rank, room, soonest_other
+from coordinator.scheduling.shelves import Shelf
+from coordinator.scheduling.values import Backup, Choice, NoWork, Running, Work
 
 AFFINITY = 0.05
 """Pieces that are smaller by at most this share count as equally large."""
@@ -28,66 +25,28 @@ BACKUP_GAIN = 1.5
 """A backup must be this many times as fast as what the holder still needs. With less, the time to
 fetch the checkpoint and the error of the prediction eat up the gain."""
 
-PATIENCE_SHARE = 0.5
-"""A worker waits at most this share of the time that it would need itself."""
-
-Rank = tuple[float, float, float, str]
-
 _MAX_TRIES = 16
 _MAX_BACKUP_TRIES = 4
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a decision looks at, brought up to date to `now`."""
-
-    shelves: Shelves
-    roster: Roster
-    underway: Underway
-    target: Target
-    behind: dict[int, list[Running]]
-    now: float
-
-
-@dataclass(frozen=True)
-class Asking:
-    """The asking worker: FLOP/s that count, how long it has waited, and how long at most."""
-
-    candidate: Candidate
-    speed: float
-    waited: float
-    patience: float
-
-    def seconds(self, work: Work) -> float:
-        """How long it would take."""
-        return work.flops / self.speed
-
-    def most_waited(self, work: Work) -> float:
-        """How long it waits for others to do this work."""
-        return max(self.patience, PATIENCE_SHARE * self.seconds(work))
 
 
 def decide(scene: Scene, asking: Asking) -> Choice | Backup | NoWork:
     """What the asking worker gets. It is free now, whatever the roster expected of it."""
     fitting, behind = find_fitting(scene, asking), _find_behind(scene, asking)
-    if behind is not None and (
-        fitting is None or _rank(scene, behind.work) < _rank(scene, fitting)
-    ):
+    if behind is not None and (fitting is None or rank(scene, behind.work) < rank(scene, fitting)):
         return _back_up(scene, asking, behind)
     if fitting is not None:
-        return Choice(fitting.assignment, _fits(scene, asking, fitting))
+        return Choice(fitting.assignment, reasons.fits(scene, asking, fitting))
     late = [(work, soonest_other(scene, asking, work)) for work in _nearest(scene, asking)]
     for work, other in late:
         if other is None or other[1] >= scene.now + asking.seconds(work):
-            return Choice(work.assignment, _soonest(scene, asking, work, other))
+            return Choice(work.assignment, reasons.soonest(scene, asking, work, other))
     if late and asking.waited >= asking.most_waited(late[0][0]):
-        return Choice(late[0][0].assignment, _out_of_patience(asking, late[0][0]))
+        return Choice(late[0][0].assignment, reasons.out_of_patience(asking, late[0][0]))
     backup = _find_backup(scene, asking)
     if backup is not None:
         return backup
     if late:
-        return NoWork(_sooner(scene, asking, *late[0]), waits=True)
+        return NoWork(reasons.sooner(scene, asking, *late[0]), waits=True)
     return _nothing(scene, asking)
 
 
@@ -95,9 +54,9 @@ def find_fitting(scene: Scene, asking: Asking) -> Work | None:
     """The least flexible piece that the worker would finish by the target."""
     best: tuple[Rank, Shelf, Work] | None = None
     for shelf in _open_shelves(scene, asking):
-        piece = _first(scene, asking, shelf.descending(_room(scene, asking, shelf.kind)))
-        if piece is not None and (best is None or _rank(scene, piece) < best[0]):
-            best = _rank(scene, piece), shelf, piece
+        piece = _first(scene, asking, shelf.descending(room(scene, asking, shelf.kind)))
+        if piece is not None and (best is None or rank(scene, piece) < best[0]):
+            best = rank(scene, piece), shelf, piece
     return None if best is None else _prefer_cached(scene, asking, *best[1:])
 
 
@@ -109,15 +68,15 @@ def _find_behind(scene: Scene, asking: Asking) -> Running | None:
     able = scene.roster.kinds_for(asking.candidate.worker)
     found: list[Running] = []
     for kind, behind in scene.behind.items():
-        room = _room(scene, asking, kind) if able[kind] else -1.0
-        first = next((late for late in behind if _may_back_up(scene, asking, late, room)), None)
+        most = room(scene, asking, kind) if able[kind] else -1.0
+        first = next((late for late in behind if _may_back_up(scene, asking, late, most)), None)
         if first is not None:
             found.append(first)
-    return min(found, key=lambda late: _rank(scene, late.work), default=None)
+    return min(found, key=lambda late: rank(scene, late.work), default=None)
 
 
-def _may_back_up(scene: Scene, asking: Asking, late: Running, room: float) -> bool:
-    if late.work.flops > room or not scene.underway.is_current(late):
+def _may_back_up(scene: Scene, asking: Asking, late: Running, most: float) -> bool:
+    if late.work.flops > most or not scene.underway.is_current(late):
         return False
     left, mine = scene.underway.end(late, scene.now) - scene.now, asking.seconds(late.work)
     return (
@@ -126,49 +85,6 @@ def _may_back_up(scene: Scene, asking: Asking, late: Running, room: float) -> bo
         and mine + asking.patience <= left
         and find_obstacle(late.work, asking.candidate, now=scene.now, speed=asking.speed) is None
     )
-
-
-def _room(scene: Scene, asking: Asking, kind: int) -> float:
-    seconds = max(0.0, scene.target.by_kind[kind] - scene.now)
-    return asking.speed * seconds * (1.0 + _ROUNDING)
-
-
-def _rank(scene: Scene, work: Work) -> Rank:
-    """What comes first is the least flexible: the latest target, then the least capacity."""
-    kind, target = scene.shelves.kind_of(work), scene.target
-    return (
-        -target.by_kind[kind],
-        target.flexibility(kind, work.flops),
-        -work.flops,
-        work.assignment,
-    )
-
-
-def soonest_other(
-    scene: Scene, asking: Asking, work: Work, holder: str = ""
-) -> tuple[str, float] | None:
-    """Which other worker is expected to finish the work soonest, and when; None: nobody can.
-
-    Its present `holder` does not count.
-    """
-    roster = scene.roster
-    kind = scene.shelves.kind_of(work)
-    able = roster.can_take(kind)
-    without = {asking.candidate.worker, holder}
-    for worker in without.union(work.excluded, work.ran_out or ()) & roster.slots.keys():
-        able[roster.slots[worker]] = worker not in without and (
-            find_obstacle(work, roster.candidates[worker], now=scene.now) is None
-        )
-    if not able.any():
-        return None
-    slots = np.flatnonzero(able)
-    ends = np.maximum(roster.free_at(scene.now)[slots], scene.now)
-    ends = ends + work.flops / roster.speeds()[slots]
-    ends = np.where(ends <= roster.until()[slots], ends, np.inf)
-    end = float(ends.min())
-    if end == np.inf:
-        return None
-    return min(roster.names[slot] for slot in slots[ends == end]), end
 
 
 def _open_shelves(scene: Scene, asking: Asking) -> Iterator[Shelf]:
@@ -202,10 +118,11 @@ def _nearest(scene: Scene, asking: Asking) -> list[Work]:
     A target knows kinds, not the history of single assignments: a worker may be the last that is
     left for one of them.
     """
+    reach = asking.reach(scene.now)
     smallest = [
         piece
         for shelf in _open_shelves(scene, asking)
-        if (piece := _first(scene, asking, shelf.ascending())) is not None
+        if (piece := _first(scene, asking, shelf.ascending(reach))) is not None
     ]
     special = (
         work
@@ -242,12 +159,10 @@ def _find_backup(scene: Scene, asking: Asking) -> Backup | None:
 
 
 def _back_up(scene: Scene, asking: Asking, running: Running) -> Backup:
-    work, left = running.work, scene.underway.end(running, scene.now) - scene.now
     return Backup(
-        work.assignment,
-        f"{work.words}: a backup for worker {short(running.worker)}, who is expected to need "
-        f"{duration(left)} more (you {duration(asking.seconds(work))})",
-        replaces=scene.underway.backups.get(work.assignment),
+        running.work.assignment,
+        reasons.late(scene, asking, running),
+        replaces=scene.underway.backups.get(running.work.assignment),
     )
 
 
@@ -261,7 +176,7 @@ def _lacks_least(scene: Scene, asking: Asking) -> str:
     pieces = [
         scene.shelves.work[assignment]
         for shelf in scene.shelves.shelves
-        for _, assignment in islice(shelf.ascending(), 1)
+        for _, assignment in islice(shelf.ascending(math.inf), 1)
     ] or list(islice(scene.shelves.work.values(), _MAX_TRIES))
     found = [
         (obstacle.lack, work.flops, work.assignment, f"{work.words}: {obstacle.words}")
@@ -269,43 +184,3 @@ def _lacks_least(scene: Scene, asking: Asking) -> str:
         if (obstacle := find_obstacle(work, asking.candidate, now=scene.now, speed=asking.speed))
     ]
     return min(found)[3]
-
-
-def _fits(scene: Scene, asking: Asking, work: Work) -> str:
-    by = scene.target.by_kind[scene.shelves.kind_of(work)]
-    mine, left = duration(asking.seconds(work)), duration(by - scene.now)
-    return f"{_asks_for(asking, work)}; you finish it in time ({mine} of {left})"
-
-
-def _sooner(scene: Scene, asking: Asking, work: Work, other: tuple[str, float] | None) -> str:
-    name, end = other or ("", scene.now)
-    return (
-        f"{work.words}: worker {short(name)} is expected to finish it sooner "
-        f"({duration(end - scene.now)}; you {duration(asking.seconds(work))})"
-    )
-
-
-def _soonest(scene: Scene, asking: Asking, work: Work, other: tuple[str, float] | None) -> str:
-    runner_up = (
-        "no other worker here can take it"
-        if other is None
-        else f"next best worker {duration(other[1] - scene.now)}"
-    )
-    mine = duration(asking.seconds(work))
-    return f"{_asks_for(asking, work)}; you finish it soonest ({mine}; {runner_up})"
-
-
-def _out_of_patience(asking: Asking, work: Work) -> str:
-    waited = duration(asking.waited)
-    return (
-        f"{work.words}: you waited long enough for others ({waited}; you need "
-        f"{duration(asking.seconds(work))})"
-    )
-
-
-def _asks_for(asking: Asking, work: Work) -> str:
-    offered = asking.candidate.capability
-    return (
-        f"{work.words}: needs {amount(work.memory_bytes[offered.device])}, you offer "
-        f"{amount(offered.free_memory_bytes)}"
-    )

@@ -6,10 +6,11 @@ not matter either; beyond, the target finish lags behind by up to as many change
 the workers, so that few decisions pay for it.
 """
 
-from coordinator.scheduling.choice import Asking, Scene, decide
+from coordinator.scheduling.choice import decide
 from coordinator.scheduling.kinds import Kinds
 from coordinator.scheduling.pace import Demand, Supply, Target, find_target
 from coordinator.scheduling.roster import Roster
+from coordinator.scheduling.scene import Asking, Scene
 from coordinator.scheduling.shelves import Shelves
 from coordinator.scheduling.underway import Underway
 from coordinator.scheduling.values import Backup, Candidate, Choice, NoWork, Running, Verdict, Work

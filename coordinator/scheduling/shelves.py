@@ -78,10 +78,13 @@ class Shelf:
             for place in reversed(range(bisect_right(pieces, (limit, _AFTER_ANY_NAME)))):
                 yield pieces[place]
 
-    def ascending(self) -> Iterator[Piece]:
-        """All pieces, the smallest first."""
+    def ascending(self, limit: float) -> Iterator[Piece]:
+        """Pieces of at most `limit` FLOPs, the smallest first."""
         for number in self._order:
-            yield from self._bins[number]
+            for piece in self._bins[number]:
+                if piece[0] > limit:
+                    return
+                yield piece
 
     def with_input(self, digest: str, limit: float) -> Iterator[Piece]:
         """Pieces of at most `limit` FLOPs that start from this blob, the largest first."""

@@ -3,8 +3,9 @@
 import heapq
 from dataclasses import replace
 
-from coordinator.scheduling.choice import Asking, Scene, find_fitting, soonest_other
+from coordinator.scheduling.choice import find_fitting
 from coordinator.scheduling.requirements import find_obstacle
+from coordinator.scheduling.scene import Asking, Scene, soonest_other
 from coordinator.scheduling.values import Verdict, Work
 
 
