@@ -244,7 +244,9 @@ class Fleet:
         )
 
     def _drop_worker(self, worker: str) -> None:
-        self._workers.pop(worker, None)
+        # One that drains takes no more, but how fast it is says when its last work ends.
+        if worker not in self._busy:
+            self._workers.pop(worker, None)
         self._index.drop_worker(worker)
 
     def _put_worker(self, worker: WorkerRow, now: float, *, asks: bool = False) -> None:

@@ -23,7 +23,7 @@ def ban(
     url: Url = None,
     format: Format = "text",
 ) -> None:
-    """Shut a worker out: its lease ends at once, its token is void, it may not register."""
+    """Shut a worker out: its lease ends at once, its token is refused, it may not register."""
     _treat(run_file, worker, "ban", reason=reason, url=url, format=format)
 
 

@@ -259,6 +259,22 @@ async def test_a_draining_worker_finishes_what_it_has_and_gets_no_more(api, make
     assert (await bert.lease()).offer is not None
 
 
+async def test_a_drain_does_not_change_when_work_in_progress_is_expected_to_end(
+    api, make, operator, worker
+):
+    add_work(api, make, num_steps=1_000_000_000)
+    anna = await worker("anna", flops_per_second=1e12)
+    offer = await anna.offer()
+    ends = []
+    for step, order in ((1, "undrain"), (2, "drain"), (3, "drain")):
+        assert (await operator.order(f"workers/{anna.id}/{order}")).status_code == 200
+        api.clock.advance(1.0)
+        assert (await anna.train(offer, step)).status_code == 200
+        api.pass_time(10.0)
+        ends.append((await api.http.get("/v1/status")).json()["eta_seconds"])
+    assert ends[1:] == pytest.approx([ends[0], ends[0]], rel=0.01)
+
+
 async def test_a_paused_run_makes_no_new_offers_and_running_leases_go_on(
     api, make, operator, worker
 ):

@@ -43,7 +43,7 @@ async def mark(
     verb: Annotated[WorkerVerb, Path()],
     order: Order,
 ) -> WorkerMarks:
-    """Ban a worker, drain it, or take that back. A ban ends its lease and voids its token."""
+    """Ban a worker, drain it, or take that back. A ban ends its lease, and its token is refused."""
 
     def write(connection: Connection, now: float) -> WorkerMarks | ApiError:
         marked = queries.treat_worker(connection, worker, verb, reason=order.reason, now=now)
