@@ -12,7 +12,8 @@ from benchmarks.fleet.hardware import Machine, draw_fleet
 from benchmarks.fleet.pieces import Piece, draw_pieces
 from benchmarks.fleet.policies import AnyFeasible, FirstComeFirstServed, Policy, TargetFinish
 from benchmarks.fleet.report import Outcome, as_text, as_values, judge
-from benchmarks.fleet.simulation import Simulation, Trouble
+from benchmarks.fleet.simulation import Simulation
+from benchmarks.fleet.state import Trouble
 
 PATIENCE_HEARTBEATS = 3
 POLICIES = ("target", "fcfs", "any")

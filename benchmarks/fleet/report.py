@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.fleet.bounds import Bounds, capacity
 from benchmarks.fleet.hardware import Machine
-from benchmarks.fleet.simulation import Tally
+from benchmarks.fleet.state import Tally
 
 
 @dataclass(frozen=True)
