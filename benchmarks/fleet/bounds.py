@@ -89,7 +89,8 @@ def _area(work: Floats, able: NDArray[np.bool_], fleet: list[Machine]) -> float:
         _smallest_time(float(work[within[:, number]].sum()), fleet, able[number])
         for number in range(len(work))
     ]
-    return max(*times, _smallest_time(float(work.sum()), fleet, able.any(axis=0)))
+    anybody: NDArray[np.bool_] = np.asarray(able.any(axis=0), np.bool_)
+    return max(*times, _smallest_time(float(work.sum()), fleet, anybody))
 
 
 def _smallest_time(work: float, fleet: list[Machine], able: NDArray[np.bool_]) -> float:

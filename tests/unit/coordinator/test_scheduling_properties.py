@@ -130,7 +130,7 @@ def answers(index: Index, workers, *, now: float = 100.0, waits_since: float | N
     }
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(changes, st.randoms(use_true_random=False))
 def test_an_index_with_a_past_decides_as_a_fresh_one_with_the_same_content(series, random):
     used, content = build(series, decide_between=True)
@@ -143,7 +143,7 @@ def test_an_index_with_a_past_decides_as_a_fresh_one_with_the_same_content(serie
         assert used.why(name, now=100.0) == fresh.why(name, now=100.0)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(changes, st.sampled_from([None, 0.0, -1e20]))
 def test_nobody_gets_what_a_requirement_forbids(series, waits_since):
     index, (work, workers, running) = build(series)
@@ -162,7 +162,7 @@ def test_nobody_gets_what_a_requirement_forbids(series, waits_since):
         assert find_obstacle(given_work, workers[name], now=100.0) is None
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(changes)
 def test_with_patience_at_an_end_every_worker_gets_some_work_that_it_may_take(series):
     index, (work, workers, _) = build(series)
@@ -174,7 +174,7 @@ def test_with_patience_at_an_end_every_worker_gets_some_work_that_it_may_take(se
             assert not isinstance(answer, NoWork)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(changes)
 def test_while_work_fits_somebody_who_is_free_somebody_gets_some(series):
     index, (work, workers, running) = build(series)
@@ -193,7 +193,7 @@ def test_while_work_fits_somebody_who_is_free_somebody_gets_some(series):
         assert any(not isinstance(answer, NoWork) for answer in answered)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(changes)
 def test_who_waits_is_told_so_and_who_cannot_is_told_what_lacks(series):
     index, (work, workers, _) = build(series)
