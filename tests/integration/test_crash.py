@@ -27,6 +27,7 @@ from protocol.digests import digest_bytes
 NUM_REPLAYED = 600
 NUM_WORKERS = 50
 CONCURRENCY = 16
+MAX_ACTS = 40
 LIVE = ("offered", "running")
 HEARTBEAT_SECONDS = 120.0
 REPEATS = 0.1
@@ -59,10 +60,17 @@ class Member:
     acknowledged: bool = False
     step: int = 0
     num_submitted: int = 0
+    num_acts: int = 0
 
     @property
     def id(self) -> str:
         return self.volunteer.identity.peer_id
+
+    @property
+    def is_done(self) -> bool:
+        """Another takes its place: it is given no more work, or would soon call too often."""
+        ends = self.num_submitted > 1 or self.num_acts > MAX_ACTS
+        return ends and self.lost is None and self.offer is None
 
 
 class Storm:
@@ -88,7 +96,8 @@ class Storm:
             while self.num_sent < self.stop_at:
                 member = free.pop(self.rng.randrange(len(free)))
                 await self.act(member)
-                if member.num_submitted > 1 and member.lost is None and member.offer is None:
+                member.num_acts += 1
+                if member.is_done:
                     self.members.remove(member)
                     member = Member(Volunteer.create())
                     self.members.append(member)
