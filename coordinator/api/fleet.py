@@ -69,12 +69,12 @@ class Fleet:
         """Take in what heartbeats told, and forget workers that do not ask any more."""
         self.follow(connection, now)
         since, self._refreshed_at = self._refreshed_at, now
-        for worker in queries.seen_workers(connection, since=since):
-            self._put_worker(worker, now)
         moved = queries.progressed_attempts(connection, since=since)
         if moved:
             self._observed |= queries.observed_speeds(connection, {one.worker for one in moved})
-            self._refresh(connection, {one.assignment for one in moved}, now)
+        for worker in queries.seen_workers(connection, since=since):
+            self._put_worker(worker, now)
+        self._refresh(connection, {one.assignment for one in moved}, now)
         if now - self._swept_at >= self._settings.heartbeat_seconds:
             self._swept_at = now
             for worker in list(self._workers.values()):
@@ -141,22 +141,38 @@ class Fleet:
     def _take_in(self, connection: Connection, entries: list[Entry], now: float) -> None:
         assignments: set[str] = set()
         workers: set[str] = set()
+        done: set[str] = set()
         for entry in entries:
-            for row in entry.rows:
-                if "assignment" in row.values:
-                    assignments.add(row.values["assignment"])
-                if row.table == "receipts":
-                    self._proven.add(row.values["worker"])
-                    self._accepted.add(row.values["spec"])
-                    assignments |= self._children.pop(row.values["spec"], set())
-                if row.table == "workers":
-                    workers.add(row.values["worker"])
-            if "assignment" in entry.facts:
-                assignments.add(str(entry.facts["assignment"]))
+            assignments |= self._concerned(entry)
+            workers |= {row.values["worker"] for row in entry.rows if row.table == "workers"}
+            done |= self._ended(entry)
+        if done:
+            self._observed |= queries.observed_speeds(connection, done)
         # Workers first: how long work takes depends on who does it.
-        for worker in queries.these_workers(connection, workers):
+        for worker in queries.these_workers(connection, workers | (done & self._workers.keys())):
             self._put_worker(worker, now)
         self._refresh(connection, assignments, now)
+
+    def _concerned(self, entry: Entry) -> set[str]:
+        """Assignments to look at again; notes what was accepted."""
+        found = {row.values["assignment"] for row in entry.rows if "assignment" in row.values}
+        for row in entry.rows:
+            if row.table == "receipts":
+                self._proven.add(row.values["worker"])
+                self._accepted.add(row.values["spec"])
+                found |= self._children.pop(row.values["spec"], set())
+        if "assignment" in entry.facts:
+            found.add(str(entry.facts["assignment"]))
+        return found
+
+    def _ended(self, entry: Entry) -> set[str]:
+        """Workers whose attempts ended, so that no later tick says how fast they were."""
+        holders = {
+            entry.facts.get("worker") or self._holders.get(row.values["assignment"])
+            for row in entry.rows
+            if row.table == "attempts" and row.values["state"] not in LIVE
+        }
+        return {holder for holder in holders if holder is not None}
 
     def _refresh(self, connection: Connection, ids: Collection[str], now: float) -> None:
         if ids:
