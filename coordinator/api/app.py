@@ -64,7 +64,7 @@ def create_app(
     app.state.context = context
     app.add_middleware(BodyLimit)
     install_error_handlers(app)
-    for module in (status, workers, why, leasing, assignments, blobs, admin):
+    for module in (assignments, workers, leasing, blobs, status, why, admin):
         app.include_router(module.router)
     return app
 

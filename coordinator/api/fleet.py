@@ -299,14 +299,15 @@ class _History:
     """What else the ledger holds of some assignments."""
 
     def __init__(self, connection: Connection, rows: Sequence[AssignmentRow]) -> None:
-        unfinished = [row for row in rows if row.state in LIVE or row.state is AssignmentState.OPEN]
-        named = {row.assignment for row in unfinished}
-        named |= {row.backup_of for row in unfinished if row.backup_of is not None}
-        ids = None if len(named) > _BATCH else named
-        self._durable = queries.durable_steps(connection, ids)
-        self._arriving = queries.arriving_checkpoints(connection, ids)
-        self.ran_out = queries.ran_out_of_memory(connection, ids)
-        self.held = {one.assignment: one for one in queries.live_attempts(connection, ids)}
+        waiting = [row for row in rows if row.state is AssignmentState.OPEN]
+        living = [row for row in rows if row.state in LIVE]
+        originals = {row.backup_of for row in living if row.backup_of is not None}
+        open_ids, live_ids = _ids(waiting), _ids(living)
+        both = None if open_ids is None or live_ids is None else {*open_ids, *live_ids, *originals}
+        self._durable = queries.durable_steps(connection, both)
+        self._arriving = queries.arriving_checkpoints(connection, open_ids)
+        self.ran_out = queries.ran_out_of_memory(connection, both)
+        self.held = {one.assignment: one for one in queries.live_attempts(connection, live_ids)}
 
     def durable_step(self, row: AssignmentRow) -> int:
         """The step of the newest checkpoint from which it, or its original, can go on."""
@@ -318,3 +319,8 @@ class _History:
         step, announced_at = self._arriving.get(row.assignment, (0, 0.0))
         is_newer = step > self._durable.get(row.assignment, 0)
         return announced_at + heartbeat_seconds if is_newer else 0.0
+
+
+def _ids(rows: Sequence[AssignmentRow]) -> set[str] | None:
+    """The ids to ask for one by one; None where it is cheaper to ask for all."""
+    return None if len(rows) > _BATCH else {row.assignment for row in rows}

@@ -110,7 +110,9 @@ def announced(connection: Connection, announcement: Announcement, now: float) ->
     if found is None:
         number = next_number(connection)
         return [*superseded(older, now), _named(announcement, number, "announced", now)]
-    renamed = found.fencing != announcement.fencing and found.state in _NAMED_AGAIN[announcement.kind]
+    renamed = (
+        found.fencing != announcement.fencing and found.state in _NAMED_AGAIN[announcement.kind]
+    )
     if not renamed and found.state != "announced":
         return []
     _SET_ANNOUNCED_AT.run(connection, key_checkpoint_id=found.checkpoint_id, new_announced_at=now)

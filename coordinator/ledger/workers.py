@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select
 
 from coordinator.ledger.entries import added, changed, record
-from coordinator.ledger.prepared import Prepared, update_by_key
+from coordinator.ledger.prepared import Prepared, insert_into, update_by_key
 from coordinator.ledger.tables import IS_LIVE, attempts, nonces, presence, workers
 from protocol.capability import Capability
 from protocol.digests import digest_value
@@ -78,10 +78,9 @@ class Sighting:
 
 def use_nonce(connection: Connection, nonce: str, *, expires_at: float) -> bool:
     """Whether the nonce is used for the first time; it is remembered until it expires."""
-    known = select(nonces.c.nonce).where(nonces.c.nonce == nonce)
-    if connection.execute(known).first() is not None:
+    if _NONCE.value(connection, nonce=nonce) is not None:
         return False
-    connection.execute(nonces.insert(), {"nonce": nonce, "expires_at": expires_at})
+    _USE_NONCE.run(connection, nonce=nonce, expires_at=expires_at)
     return True
 
 
@@ -110,14 +109,13 @@ def register_worker(connection: Connection, registration: Registration, now: flo
         "cached": "[]",
     }
     facts = {"capability": digest_value(registration.capability)}
-    known = select(workers.c.worker).where(workers.c.worker == worker)
-    if connection.execute(known).first() is None:
+    if _KNOWN.value(connection, worker=worker) is None:
         row = added(workers, banned=0, draining=0, **values)
         record(connection, "register", row, facts=facts, now=now)
-        connection.execute(presence.insert(), {"worker": worker, **current})
+        insert_into(presence, ("worker", *current)).run(connection, worker=worker, **current)
         return
     record(connection, "register", changed(workers, **values), facts=facts, now=now)
-    connection.execute(update(presence).where(presence.c.worker == worker).values(**current))
+    update_presence(connection, worker, current)
 
 
 def mark_worker(
@@ -212,6 +210,9 @@ _SELECT = select(workers, *(c for c in presence.c if c.name != "worker")).join(
 )
 
 
+_NONCE = Prepared(select(nonces.c.nonce).where(nonces.c.nonce == bindparam("nonce")))
+_USE_NONCE = insert_into(nonces, ("nonce", "expires_at"))
+_KNOWN = Prepared(select(workers.c.worker).where(workers.c.worker == bindparam("worker")))
 _OF_TOKEN = Prepared(_SELECT.where(presence.c.token_digest == bindparam("token")))
 _BY_ID = Prepared(_SELECT.where(workers.c.worker == bindparam("worker")))
 

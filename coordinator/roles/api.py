@@ -1,6 +1,7 @@
 """The api role's process: uvicorn around `coordinator.api.app`. Neither torch nor hivemind."""
 
 import signal
+import sys
 
 import uvicorn
 
@@ -13,6 +14,7 @@ from shared.clock import now
 from shared.identity import Identity
 from shared.orphan import watch_parent
 
+SWITCH_SECONDS = 0.0005
 KEEP_ALIVE_SECONDS = 75
 """An idle connection is kept for so long: a worker's next heartbeat need not shake hands again."""
 
@@ -33,12 +35,17 @@ def run(context: RoleContext) -> None:
         admin_token=context.folders.admin_token.read_text().strip(),
         max_attempts=run_file.timing.max_attempts,
     )
+    # The writer's thread and the event loop share one interpreter: with the default of 5 ms a
+    # request would wait that long whenever the other one computes.
+    sys.setswitchinterval(SWITCH_SECONDS)
     config = uvicorn.Config(
         create_app(ledger=ledger, identity=identity, settings=settings, now=now),
         log_config=None,
         http="httptools",
         loop="uvloop",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        proxy_headers=False,
+        access_log=False,
         log_level="warning",
         ssl_certfile=context.tls_cert,
         ssl_keyfile=context.tls_key,
