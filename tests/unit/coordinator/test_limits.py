@@ -1,54 +1,66 @@
-"""The rate limit: what it lets through, and what it says of itself."""
+"""How often one worker may call: never more than its even pace and one burst."""
 
-import math
-
+import hypothesis.strategies as st
+import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
-from coordinator.api.limits import BURST_CALLS, CALLS_A_HEARTBEAT, TooFast, admit, calls_left
+from coordinator.api.limits import BURST_CALLS, CALLS_A_HEARTBEAT, TooFast, admit
 
-
-@given(
-    ahead=st.floats(-100.0, 100.0),
-    heartbeat_seconds=st.sampled_from([1.0, 10.0, 120.0]),
-    now=st.floats(0.0, 2e9),
-)
-def test_as_many_calls_are_let_through_at_once_as_it_says_are_left(ahead, heartbeat_seconds, now):
-    # Whole calls: a limit that is a rounding error away may go either way.
-    pace = heartbeat_seconds / CALLS_A_HEARTBEAT
-    allowed_at = now + math.floor(ahead) * pace
-    left = calls_left(allowed_at, now=now, heartbeat_seconds=heartbeat_seconds)
-    done = 0
-    while done <= BURST_CALLS:
-        outcome = admit(allowed_at, now=now, heartbeat_seconds=heartbeat_seconds)
-        if isinstance(outcome, TooFast):
-            break
-        allowed_at, done = outcome, done + 1
-    assert abs(done - left) <= 1
+HEARTBEAT = 20.0
+PACE = HEARTBEAT / CALLS_A_HEARTBEAT
 
 
-def test_an_honest_pace_is_never_too_fast():
-    allowed_at, now = 0.0, 1000.0
-    for _ in range(1000):
-        outcome = admit(allowed_at, now=now, heartbeat_seconds=10.0)
-        assert not isinstance(outcome, TooFast)
-        allowed_at, now = outcome, now + 10.0 / CALLS_A_HEARTBEAT
-    assert calls_left(allowed_at, now=now, heartbeat_seconds=10.0) == BURST_CALLS
+def answered(times: list[float], allowed_at: float = 0.0) -> list[float]:
+    """The times of those calls that are answered."""
+    found = []
+    for now in times:
+        after = admit(allowed_at, now=now, heartbeat_seconds=HEARTBEAT)
+        if not isinstance(after, TooFast):
+            allowed_at = after
+            found.append(now)
+    return found
 
 
-def test_after_a_burst_the_next_call_waits_for_one_pace_and_costs_nothing():
-    allowed_at = 0.0
-    for _ in range(BURST_CALLS):
-        outcome = admit(allowed_at, now=1000.0, heartbeat_seconds=10.0)
-        assert not isinstance(outcome, TooFast)
-        allowed_at = outcome
-    refused = admit(allowed_at, now=1000.0, heartbeat_seconds=10.0)
+@given(st.lists(st.floats(0.0, 30.0), max_size=400))
+def test_no_window_holds_more_than_a_burst_and_the_even_pace(gaps):
+    now, times = 1000.0, []
+    for gap in gaps:
+        now += gap if gap > 29.0 else gap / 100
+        times.append(now)
+    calls = answered(times)
+    for first in range(0, len(calls), 7):
+        for last in range(first, len(calls), 7):
+            seconds = calls[last] - calls[first]
+            assert last - first + 1 <= BURST_CALLS + seconds / PACE + 1e-6
+
+
+@given(st.lists(st.floats(PACE, 10 * PACE), max_size=200))
+def test_an_honest_pace_is_never_refused(gaps):
+    times = [1000.0 + sum(gaps[:number]) for number in range(len(gaps))]
+    assert answered(times) == times
+
+
+def test_a_burst_is_answered_and_the_next_call_told_when_to_come():
+    calls = answered([1000.0] * (BURST_CALLS + 5))
+    assert len(calls) == BURST_CALLS
+    full = 1000.0 + BURST_CALLS * PACE
+    refused = admit(full, now=1000.0, heartbeat_seconds=HEARTBEAT)
     assert isinstance(refused, TooFast)
-    assert math.isclose(refused.retry_after_seconds, 1.0)
-    assert calls_left(allowed_at, now=1000.0, heartbeat_seconds=10.0) == 0
-    assert calls_left(allowed_at, now=1001.0, heartbeat_seconds=10.0) == 1
+    assert refused.retry_after_seconds == pytest.approx(PACE)
+    later = admit(full, now=1000.0 + PACE + 1e-6, heartbeat_seconds=HEARTBEAT)
+    assert not isinstance(later, TooFast)
 
 
-def test_a_clock_that_jumped_back_silences_nobody():
-    assert admit(1e9, now=1000.0, heartbeat_seconds=10.0) == 1001.0
-    assert calls_left(1e9, now=1000.0, heartbeat_seconds=10.0) == BURST_CALLS
+@given(st.integers(0, 300))
+def test_a_refused_call_costs_nothing(num_refused):
+    full = 1000.0 + BURST_CALLS * PACE
+    calls = answered([1000.0] * num_refused + [1000.0 + PACE + 1e-6], allowed_at=full)
+    assert len(calls) == 1
+
+
+@given(st.floats(0.0, 1e9))
+def test_a_clock_that_jumped_back_silences_nobody_for_longer_than_a_burst(jump):
+    allowed_at = 1e9 + jump
+    outcome = admit(allowed_at, now=1e9, heartbeat_seconds=HEARTBEAT)
+    if isinstance(outcome, TooFast):
+        assert outcome.retry_after_seconds <= BURST_CALLS * PACE
