@@ -141,6 +141,43 @@ def test_downtime_shifts_the_expiry_and_nothing_else():
     assert replace(after, expires_at=before.expires_at) == before
 
 
+def test_a_trainer_may_stand_still_for_many_heartbeats_or_many_of_its_own_steps():
+    quick = lifecycle.stall_seconds(step_seconds=0.1, heartbeat_seconds=HEARTBEAT, has_stepped=True)
+    slow = lifecycle.stall_seconds(step_seconds=60.0, heartbeat_seconds=HEARTBEAT, has_stepped=True)
+    first = lifecycle.stall_seconds(
+        step_seconds=60.0, heartbeat_seconds=HEARTBEAT, has_stepped=False
+    )
+    assert quick == lifecycle.STALL_INTERVALS * HEARTBEAT
+    assert slow == lifecycle.STALL_STEPS * 60.0
+    assert first == lifecycle.FIRST_STEP_FACTOR * slow
+
+
+def test_heartbeats_without_progress_renew_a_lease_up_to_its_stall_deadline_only():
+    one, holder = running(), Holder(worker="anna", fencing=1)
+    for now in (10.0, 20.0, 40.0, 60.0):
+        after = lifecycle.renew(one, holder, now=now, heartbeat_seconds=HEARTBEAT, stalls_at=65.0)
+        assert isinstance(after, Assignment)
+        one = after
+    assert one.expires_at == 65.0
+    late = lifecycle.renew(one, holder, now=65.0, heartbeat_seconds=HEARTBEAT, stalls_at=65.0)
+    assert isinstance(late, Refused)
+
+
+@pytest.mark.parametrize(
+    ("failed_by", "proven", "broken"),
+    [
+        (["anna", "bert", "anna"], {"anna", "bert"}, True),
+        (["anna", "bert"], {"anna", "bert"}, False),
+        (["anna"] * 9, {"anna"}, False),
+        (["anna", "mallory", "bert"], {"anna", "bert"}, False),
+        (["mallory", "oscar"] * 9, set(), False),
+    ],
+    ids=["proven agree", "too few", "one machine", "one is not proven", "nobody is proven"],
+)
+def test_work_is_broken_when_enough_proven_workers_fail_alike(failed_by, proven, broken):
+    assert lifecycle.is_broken(failed_by, proven=proven, max_attempts=3) is broken
+
+
 class AnyHistory(RuleBasedStateMachine):
     """One assignment, three workers that say anything at any time under any fencing number."""
 
