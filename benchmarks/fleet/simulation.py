@@ -225,10 +225,6 @@ class Simulation:
                 heartbeat_seconds=self.heartbeat_seconds,
             )
         )
-        flops = row.piece.type.flops
-        volunteer.speed = 0.5 * volunteer.speed + 0.5 * (flops - attempt.base) / (
-            self.now - attempt.offered_at
-        )
         attempt.ended = attempt.submitted = True
         self.policy.drop_running(row.standing.assignment)
         volunteer.uncollected += 1
