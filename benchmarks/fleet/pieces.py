@@ -25,9 +25,11 @@ _FAMILIES = (
     (14, 960, 32, 15, (1920, 2560, 3200)),
     (4, 1280, 32, 20, (1536, 2048, 2560)),
 )
-"""Share in %, hidden size, layers, heads, FFN widths: 0.07 to 0.6 billion parameters. The shares are
-such that no size of memory is the bottleneck by far, as a plan for the volunteers at hand would be:
-with some more large ones the few large cards would be all that counts."""
+"""Share in %, hidden size, layers, heads, FFN widths: 0.07 to 0.6 billion parameters.
+
+The shares are such that no size of memory is the bottleneck by far, as a plan for the volunteers at
+hand would be: with some more large ones the few large cards would be all that counts.
+"""
 
 _STEPS = (300, 400, 500)
 
