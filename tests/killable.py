@@ -95,9 +95,15 @@ class KillableApi:
     """One life of an api process over the ledger at `url`. Ended by `end`, dead or alive."""
 
     def __init__(
-        self, url: str, *, identity: Identity, settings: ApiSettings, now: Callable[[], float]
+        self,
+        url: str,
+        *,
+        identity: Identity,
+        settings: ApiSettings,
+        now: Callable[[], float],
+        fuse: Fuse | None = None,
     ) -> None:
-        self.fuse = Fuse()
+        self.fuse = fuse or Fuse()
         self.ledger = Ledger(url)
         attach(self.ledger, self.fuse)
         app = create_app(ledger=self.ledger, identity=identity, settings=settings, now=now)

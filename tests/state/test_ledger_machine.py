@@ -7,7 +7,9 @@ asked whether what was promised still holds.
 import contextlib
 import copy
 import logging
+import multiprocessing
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +28,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from killable import KillableApi, Killed
+from killable import DeadlyFuse, Fuse, KillableApi, Killed
 from sqlalchemy import Connection, select
 
 from coordinator.api.app import MAX_TICK_SECONDS, ApiSettings
@@ -119,6 +121,9 @@ class AnyHistory(RuleBasedStateMachine):
 
     make: Any
     begun: Path
+    place: str | None = None
+    """The ledger to go on with; None: a copy of the one that has begun."""
+    fuse: Fuse | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +131,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         path = Path(self.folder.name) / "ledger.sqlite"
         shutil.copyfile(self.begun, path)
-        self.url = f"sqlite:///{path}"
+        self.url = self.place or f"sqlite:///{path}"
         self.numbers = count(1)
         self.settings = ApiSettings(
             run="test",
@@ -158,7 +163,13 @@ class AnyHistory(RuleBasedStateMachine):
         self.reader = Ledger(self.url)
 
     def new_api(self) -> KillableApi:
-        return KillableApi(self.url, identity=COORDINATOR, settings=self.settings, now=self.clock)
+        return KillableApi(
+            self.url,
+            identity=COORDINATOR,
+            settings=self.settings,
+            now=self.clock,
+            fuse=self.fuse,
+        )
 
     def new_id(self) -> str:
         return f"{next(self.numbers):032x}"
@@ -594,3 +605,52 @@ def test_any_history_keeps_what_was_promised(make, begun, caplog):
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def tell_a_story(state: AnyHistory) -> None:
+    """One worker finishes the seed while another one starts; the same in every process."""
+    state.everybody_joins()
+    state.ask_for_work(1)
+    state.train_to_the_end(number=0, step=5)
+    state.time_passes(90.0)
+    state.train_to_the_end(number=2, step=0)
+    state.release(number=1, back=0, reason="stopped", step=3)
+    state.tick()
+
+
+def tell_it_until_killed(make: Any, place: str, statements: int) -> None:
+    fuse = DeadlyFuse()
+    AnyHistory.make, AnyHistory.begun = make, Path(place.removeprefix("sqlite:///"))
+    AnyHistory.place, AnyHistory.fuse = place, fuse
+    state = AnyHistory()
+    fuse.light(statements=statements)
+    tell_a_story(state)
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.6, 0.8, 0.95])
+def test_a_process_that_is_killed_leaves_a_ledger_with_which_another_one_goes_on(
+    make, begun, tmp_path, share
+):
+    class History(AnyHistory):
+        pass
+
+    History.make, History.begun = make, begun
+    whole = History()
+    tell_a_story(whole)
+    statements = int(share * whole.api.fuse.count)
+    whole.teardown()
+    path = tmp_path / "ledger.sqlite"
+    shutil.copyfile(begun, path)
+    History.place = f"sqlite:///{path}"
+    child = multiprocessing.get_context("spawn").Process(
+        target=tell_it_until_killed, args=(make, History.place, statements)
+    )
+    child.start()
+    child.join(50)
+    assert child.exitcode == -signal.SIGKILL
+    after = History()
+    after.now += 1000.0
+    after.what_was_promised_holds()
+    tell_a_story(after)
+    after.what_was_promised_holds()
+    after.teardown()
