@@ -2,141 +2,15 @@
 
 import pytest
 from sqlalchemy.exc import IntegrityError
+from story import ANNA, BERT, Story
 
 from coordinator.api.receipts import sign_receipt
 from coordinator.ledger import LedgerError, queries
-from coordinator.ledger.workers import Registration
-from coordinator.lifecycle import Assignment, Holder, Refused
+from coordinator.lifecycle import Refused
 from coordinator.scoring.verification import Accepted, Rejected
-from protocol.messages import AssignmentHeartbeat, Release, Submission
+from protocol.messages import Release
 from shared.identity import Identity, receipt_valid
 from shared.sizing import step_flops, train_flops
-
-ANNA, BERT = "12D3KooW" + "A" * 44, "12D3KooW" + "B" * 44
-HEARTBEAT = 10.0
-
-
-class Story:
-    """What happens to one spec, told in the third person; the clock goes on with every call."""
-
-    def __init__(self, ledger, make) -> None:
-        self.ledger, self.make, self.now = ledger, make, 100.0
-        self.spec = make.spec()
-        with ledger.begin() as connection:
-            queries.create_run(connection, run="r", coordinator="c", now=1.0)
-            for worker in (ANNA, BERT):
-                registration = Registration(
-                    worker=worker,
-                    name="",
-                    software_version="0",
-                    capability=make.capability(),
-                    maddrs=(),
-                    token_digest=worker,
-                    token_expires_at=1e9,
-                    certificate_expires_at=1e9,
-                )
-                queries.register_worker(connection, registration, 1.0)
-            shard = make.shard("python", "train")
-            queries.add_shard(connection, shard, now=1.0)
-            self.original = queries.add_assignment(
-                connection, self.spec, shard=shard.blob, schemes=("A",), now=1.0
-            )
-
-    def write(self, work):
-        self.now += 1.0
-        with self.ledger.begin() as connection:
-            return work(connection, self.now)
-
-    def row(self, assignment: str):
-        with self.ledger.read() as connection:
-            return queries.get_assignment(connection, assignment)
-
-    def start(self, worker: str, assignment: str) -> Assignment:
-        def work(connection, now):
-            terms = queries.OfferTerms(
-                assignment=assignment, worker=worker, free_memory_bytes=1, reason=""
-            )
-            offered = queries.offer_assignment(
-                connection, terms, now=now, heartbeat_seconds=HEARTBEAT
-            )
-            assert isinstance(offered, queries.Offered)
-            holder = Holder(worker=worker, fencing=offered.standing.fencing)
-            return queries.acknowledge_lease(
-                connection, assignment, holder, now=now, heartbeat_seconds=HEARTBEAT
-            )
-
-        held = self.write(work)
-        assert isinstance(held, Assignment)
-        return held
-
-    def back_up(self) -> str:
-        row = self.row(self.original)
-        return self.write(lambda connection, now: queries.add_backup(connection, row, now=now))
-
-    def beat(self, held: Assignment, step: int, *, checkpoint: bool = False):
-        beat = AssignmentHeartbeat(
-            fencing=held.fencing,
-            step=step,
-            loss=None,
-            tokens_per_second=1.0,
-            checkpoint=self.make.blob(f"{held.worker} {step}") if checkpoint else None,
-            checkpoint_step=step if checkpoint else 0,
-        )
-        return self.write(
-            lambda connection, now: queries.renew_lease(
-                connection,
-                held.assignment,
-                beat,
-                worker=held.worker or "",
-                flops_per_second=1e9,
-                now=now,
-                heartbeat_seconds=HEARTBEAT,
-            )
-        )
-
-    def collect(self, worker: str, step: int | None = None) -> None:
-        def work(connection, now):
-            for row in queries.announced_checkpoints(connection):
-                manifest = self.make.manifest(self.spec, worker, step=step)
-                queries.mark_durable(connection, row.checkpoint_id, manifest, now)
-
-        self.write(work)
-
-    def submit(self, held: Assignment):
-        submission = Submission(
-            request_id="0" * 32,
-            fencing=held.fencing,
-            manifest=self.make.blob(f"{held.worker} expert"),
-            tokens_per_second=1.0,
-            train_seconds=1.0,
-        )
-        return self.write(
-            lambda connection, now: queries.submit_expert(
-                connection,
-                held.assignment,
-                submission,
-                worker=held.worker or "",
-                now=now,
-                heartbeat_seconds=HEARTBEAT,
-            )
-        )
-
-    def hand_in(self, held: Assignment, decision=None) -> None:
-        assert isinstance(self.submit(held), Assignment)
-        self.collect(held.worker or "")
-        self.write(
-            lambda connection, now: queries.record_verification(
-                connection, held.assignment, held.fencing, decision or Accepted(), "", now
-            )
-        )
-
-    def earned(self) -> dict[str, list[queries.ReceiptRow]]:
-        with self.ledger.read() as connection:
-            return {worker: queries.receipts_of(connection, worker) for worker in (ANNA, BERT)}
-
-    def free(self, worker: str) -> bool:
-        with self.ledger.read() as connection:
-            return queries.live_lease_of(connection, worker) is None
 
 
 @pytest.fixture
