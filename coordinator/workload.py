@@ -1,13 +1,14 @@
 """From rows of the ledger to what the scheduler reads. Pure."""
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 from coordinator.ledger.queries import AssignmentRow, Attempt, WorkerRow
 from coordinator.lifecycle import LEASE_INTERVALS
 from coordinator.scheduling import Candidate, Running, Work
 from coordinator.scheduling.values import DEVICES
 from protocol.assignments import AssignmentState
-from protocol.capability import MAX_FLOPS_PER_SECOND, MIN_FLOPS_PER_SECOND
+from protocol.capability import MAX_FLOPS_PER_SECOND, MIN_FLOPS_PER_SECOND, Device
 from protocol.specs import ExpertSpec
 from shared.sizing import disk_bytes, step_flops, train_flops, training_memory_bytes
 
@@ -38,7 +39,7 @@ def make_work(
         assignment=row.assignment,
         words=describe(spec),
         flops=train_flops(spec) * max(0.0, 1.0 - durable_step / spec.train.num_steps),
-        memory_bytes={device: training_memory_bytes(spec, device=device) for device in DEVICES},
+        memory_bytes=_memory_bytes(spec),
         disk_bytes=disk_bytes(spec),
         needs_trust=spec.kind == "seed",
         excluded=row.standing.excluded,
@@ -46,6 +47,11 @@ def make_work(
         not_before=max(row.standing.not_before, not_before),
         inputs=frozenset({row.shard.digest, *([parent_weights] if parent_weights else [])}),
     )
+
+
+@lru_cache(maxsize=65_536)
+def _memory_bytes(spec: ExpertSpec) -> Mapping[Device, int]:
+    return {device: training_memory_bytes(spec, device=device) for device in DEVICES}
 
 
 def is_offerable(row: AssignmentRow, *, accepted: Collection[str]) -> bool:

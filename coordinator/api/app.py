@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from coordinator.api.direct import DirectRoutes
 from coordinator.api.errors import BodyLimit, install_error_handlers
 from coordinator.api.fleet import Fleet
 from coordinator.api.routes import admin, assignments, blobs, leasing, status, why, workers
@@ -66,6 +67,8 @@ def create_app(
     install_error_handlers(app)
     for module in (assignments, workers, leasing, blobs, status, why, admin):
         app.include_router(module.router)
+    busy = [route for module in (workers, leasing, assignments) for route in module.router.routes]
+    app.add_middleware(DirectRoutes, owner=app, routes=busy, context=context)
     return app
 
 

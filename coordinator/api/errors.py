@@ -72,12 +72,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await _read(receive)
+        body = await read_body(receive)
         if body is None:
-            error = ApiError(
-                ErrorCode.BODY_TOO_LARGE, f"body: expected at most {MAX_BODY_BYTES} bytes"
-            )
-            await _respond(error.body)(scope, receive, send)
+            await too_large()(scope, receive, send)
             return
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -87,7 +84,14 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
 
-async def _read(receive: Receive) -> bytes | None:
+def too_large() -> Response:
+    """The answer to a body that `read_body` gave up on."""
+    words = f"body: expected at most {MAX_BODY_BYTES} bytes"
+    return _respond(ApiError(ErrorCode.BODY_TOO_LARGE, words).body)
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """A request's whole body; None as soon as it is longer than MAX_BODY_BYTES."""
     parts: list[bytes] = []
     size = 0
     while True:

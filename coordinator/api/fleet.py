@@ -209,9 +209,9 @@ class Fleet:
         return self._weights[parent]
 
     def _put_open(self, row: AssignmentRow, work: Work) -> None:
-        # A backup is offered when it is made, to whom it was made for, and never again.
-        overtaken = row.backup_of is not None or row.assignment in self._backups
-        if is_offerable(row, accepted=self._accepted) and not overtaken:
+        # A backup is offered when it is made, to whom it was made for, and never again. An original
+        # that came back is offered even while its backup lives: that may be a straggler, too.
+        if row.backup_of is None and is_offerable(row, accepted=self._accepted):
             self._index.put_work(work)
             return
         self._index.drop_work(row.assignment)

@@ -52,6 +52,16 @@ def parse_spec(body: str) -> ExpertSpec:
     return ExpertSpec.model_validate_json(body)
 
 
+@lru_cache(maxsize=4096)
+def _parse_ref(body: str) -> BlobRef:
+    return BlobRef.model_validate_json(body)
+
+
+@lru_cache(maxsize=4096)
+def _parse_words(body: str) -> tuple[str, ...]:
+    return tuple(json.loads(body))
+
+
 def add_assignment(
     connection: Connection,
     spec: ExpertSpec,
@@ -262,11 +272,11 @@ def _assignment(row: Any) -> AssignmentRow:
             collect_by=row.collect_by,
             not_before=row.not_before,
             num_returns=row.num_returns,
-            excluded=frozenset(json.loads(row.excluded)),
+            excluded=frozenset(_parse_words(row.excluded)),
         ),
         spec=parse_spec(row.body),
-        shard=BlobRef.model_validate_json(row.shard),
-        schemes=tuple(json.loads(row.schemes)),
+        shard=_parse_ref(row.shard),
+        schemes=_parse_words(row.schemes),
         reason=row.reason,
         created_at=row.created_at,
         changed_at=row.changed_at,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from sqlalchemy import Connection, bindparam, delete, select
@@ -217,13 +218,23 @@ _OF_TOKEN = Prepared(_SELECT.where(presence.c.token_digest == bindparam("token")
 _BY_ID = Prepared(_SELECT.where(workers.c.worker == bindparam("worker")))
 
 
+@lru_cache(maxsize=16_384)
+def _parse_capability(body: str) -> Capability:
+    return Capability.model_validate_json(body)
+
+
+@lru_cache(maxsize=16_384)
+def _parse_words(body: str) -> tuple[str, ...]:
+    return tuple(json.loads(body))
+
+
 def _worker(row: Any) -> WorkerRow:
     return WorkerRow(
         worker=row.worker,
         name=row.name,
         software_version=row.software_version,
-        capability=Capability.model_validate_json(row.capability),
-        maddrs=tuple(json.loads(row.maddrs)),
+        capability=_parse_capability(row.capability),
+        maddrs=_parse_words(row.maddrs),
         token_expires_at=row.token_expires_at,
         certificate_expires_at=row.certificate_expires_at,
         banned=bool(row.banned),
@@ -232,6 +243,6 @@ def _worker(row: Any) -> WorkerRow:
         seen_at=row.seen_at,
         asked_at=row.asked_at,
         waits_since=row.waits_since,
-        cached=frozenset(json.loads(row.cached)),
+        cached=frozenset(_parse_words(row.cached)),
         allowed_at=row.allowed_at,
     )

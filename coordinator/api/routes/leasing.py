@@ -7,7 +7,7 @@ from coordinator.api.errors import ApiError
 from coordinator.api.routes.context import Call, Context, Said, Worker
 from coordinator.ledger import queries
 from coordinator.ledger.queries import AssignmentRow, Attempt, OfferTerms
-from coordinator.lifecycle import MAX_UNCOLLECTED, Assignment, Refused
+from coordinator.lifecycle import MAX_UNCOLLECTED, Assignment, Refused, expired
 from coordinator.scheduling import Backup, NoWork
 from coordinator.workload import retry_seconds
 from protocol.assignments import AssignmentState
@@ -30,15 +30,29 @@ async def lease(context: Context, worker: Worker, request: LeaseRequest) -> Leas
         answer = call.answered_before(request, LeaseAnswer)
         if answer is not None:
             return answer
-        queries.expire_leases(call.connection, call.now)
-        held = queries.live_lease_of(call.connection, call.worker.worker)
-        outcome = _offer_work(call, request) if held is None else _repeat_offer(call, held)
+        try:
+            outcome = _lease(call, request)
+        except Exception:
+            # What this call wrote is undone; the index may have followed it already.
+            call.context.fleet.reset()
+            raise
         if isinstance(outcome, LeaseAnswer):
             call.remember(request, outcome)
         return outcome
 
     said = Said(capability=request.capability, cached=request.cached)
     return await worker.write(write, said=said, urgent=False)
+
+
+def _lease(call: Call, request: LeaseRequest) -> LeaseAnswer | Refused | ApiError:
+    held = queries.live_lease_of(call.connection, call.worker.worker)
+    if held is None:
+        return _offer_work(call, request)
+    row = queries.get_assignment(call.connection, held.assignment)
+    if expired(row.standing, call.now):
+        queries.expire_leases(call.connection, call.now)
+        return _offer_work(call, request)
+    return _repeat_offer(call, held, row)
 
 
 def _offer_work(call: Call, request: LeaseRequest) -> LeaseAnswer | Refused:
@@ -65,10 +79,9 @@ def _offer_work(call: Call, request: LeaseRequest) -> LeaseAnswer | Refused:
         queries.set_asked(connection, worker, call.now, waits_since=since)
         return _wait(call, choice.reason)
     queries.set_asked(connection, worker, call.now)
-    assignment = choice.of if isinstance(choice, Backup) else choice.assignment
-    if isinstance(choice, Backup):
-        original = queries.get_assignment(connection, assignment)
-        assignment = queries.add_backup(connection, original, now=call.now)
+    assignment = _make_backup(call, choice) if isinstance(choice, Backup) else choice.assignment
+    if assignment is None:
+        return _wait(call, "a backup of the last work waits for verification")
     terms = OfferTerms(
         assignment=assignment,
         worker=worker,
@@ -83,8 +96,22 @@ def _offer_work(call: Call, request: LeaseRequest) -> LeaseAnswer | Refused:
     return _answer(call, offered.row, offered.standing, offered.resume, terms.reason)
 
 
-def _repeat_offer(call: Call, held: Attempt) -> LeaseAnswer | ApiError:
-    row = queries.get_assignment(call.connection, held.assignment)
+def _make_backup(call: Call, choice: Backup) -> str | None:
+    """A new backup in the place of one that is too slow as well, or that nobody does.
+
+    None where the one there is has been handed in.
+    """
+    original = queries.get_assignment(call.connection, choice.of)
+    twins = queries.live_twins(call.connection, original)
+    if any(twin.state is AssignmentState.SUBMITTED for twin in twins):
+        return None
+    for twin in twins:
+        words = "another worker is expected to finish it sooner"
+        queries.cancel_assignment(call.connection, twin, reason=words, now=call.now)
+    return queries.add_backup(call.connection, original, now=call.now)
+
+
+def _repeat_offer(call: Call, held: Attempt, row: AssignmentRow) -> LeaseAnswer | ApiError:
     if row.state is not AssignmentState.OFFERED:
         return ApiError(
             ErrorCode.WRONG_STATE,
