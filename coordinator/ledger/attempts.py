@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, select
+from sqlalchemy import Connection, and_, bindparam, literal_column, select
 
 from coordinator.credit import Attempted, Try
 from coordinator.ledger.assignments import parse_spec
@@ -49,9 +49,7 @@ class Attempt:
 
 def progressed_attempts(connection: Connection, *, since: float) -> tuple[Attempt, ...]:
     """Live attempts whose trainer got further after `since`."""
-    live = IS_LIVE
-    query = _SELECT.where(live, progress.c.progressed_at > since)
-    return tuple(map(_attempt, connection.execute(query)))
+    return tuple(map(_attempt, _PROGRESSED.all(connection, since=since)))
 
 
 def find_attempt(connection: Connection, assignment: str, fencing: int) -> Attempt | None:
@@ -140,28 +138,12 @@ def observed_speeds(connection: Connection, ids: Iterable[str] | None = None) ->
 
     Those attempts count that got some steps further since they were acknowledged.
     """
-    query = (
-        select(
-            attempts.c.worker,
-            (progress.c.step - attempts.c.resumed_step).label("steps"),
-            (progress.c.progressed_at - progress.c.started_at).label("seconds"),
-            specs.c.body,
-        )
-        .join(progress, _SAME)
-        .join(assignments, assignments.c.assignment == attempts.c.assignment)
-        .join(specs, specs.c.digest == assignments.c.spec)
-        .where(
-            progress.c.step >= attempts.c.resumed_step + MIN_OBSERVED_STEPS,
-            progress.c.progressed_at > progress.c.started_at,
-        )
-        .order_by(attempts.c.offered_at)
+    rows = (
+        connection.execute(_PACES.order_by(attempts.c.offered_at))
+        if ids is None
+        else filter(None, (_PACE_OF.one(connection, worker=worker) for worker in ids))
     )
-    if ids is not None:
-        query = query.where(attempts.c.worker.in_(list(ids)))
-    return {
-        row.worker: step_flops(parse_spec(row.body)) * row.steps / row.seconds
-        for row in connection.execute(query)
-    }
+    return {row.worker: step_flops(parse_spec(row.body)) * row.steps / row.seconds for row in rows}
 
 
 def ended(assignment: str, fencing: int, *, state: str, reason: str, now: float) -> Row:
@@ -195,6 +177,29 @@ _LIVE_OF = Prepared(_SELECT.where(IS_LIVE, attempts.c.assignment == bindparam("a
 _LIVE_OF_WORKER = Prepared(_SELECT.where(IS_LIVE, attempts.c.worker == bindparam("worker")))
 _RAN_OUT = select(attempts).where(attempts.c.reason == "out_of_memory")
 _RAN_OUT_OF = Prepared(_RAN_OUT.where(attempts.c.assignment == bindparam("assignment")))
+
+
+_PACES = (
+    select(
+        attempts.c.worker,
+        (progress.c.step - attempts.c.resumed_step).label("steps"),
+        (progress.c.progressed_at - progress.c.started_at).label("seconds"),
+        specs.c.body,
+    )
+    .join(progress, _SAME)
+    .join(assignments, assignments.c.assignment == attempts.c.assignment)
+    .join(specs, specs.c.digest == assignments.c.spec)
+    .where(
+        progress.c.step >= attempts.c.resumed_step + literal_column(str(MIN_OBSERVED_STEPS)),
+        progress.c.progressed_at > progress.c.started_at,
+    )
+)
+_PACE_OF = Prepared(
+    _PACES.where(attempts.c.worker == bindparam("worker"))
+    .order_by(attempts.c.offered_at.desc())
+    .limit(1)
+)
+_PROGRESSED = Prepared(_SELECT.where(IS_LIVE, progress.c.progressed_at > bindparam("since")))
 
 
 def _attempt(row: Any) -> Attempt:

@@ -119,6 +119,7 @@ attempts = Table(
     Column("resumed_fencing", Integer),
     Column("resumed_step", Integer, nullable=False),
     Column("reason", Text, nullable=False),
+    Index("attempts_by_worker", "worker", "offered_at"),
 )
 
 checkpoints = Table(
@@ -205,7 +206,7 @@ progress = Table(
     Column("loss", Float),
     Column("tokens_per_second", Float, nullable=False),
     Column("started_at", Float, nullable=False),
-    Column("progressed_at", Float, nullable=False),
+    Column("progressed_at", Float, nullable=False, index=True),
     ForeignKeyConstraint(["assignment", "fencing"], ["attempts.assignment", "attempts.fencing"]),
 )
 """What heartbeats renew, a row an attempt. `started_at`: when it was acknowledged."""

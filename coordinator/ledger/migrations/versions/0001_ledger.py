@@ -237,6 +237,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("assignment", "fencing"),
     )
+    op.create_index("attempts_by_worker", "attempts", ["worker", "offered_at"], unique=False)
     op.create_index(
         "one_live_lease_a_worker",
         "attempts",
@@ -336,6 +337,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("assignment", "fencing"),
     )
+    op.create_index(op.f("ix_progress_progressed_at"), "progress", ["progressed_at"], unique=False)
     op.create_index(op.f("ix_progress_expires_at"), "progress", ["expires_at"], unique=False)
     op.create_table(
         "wanted",
