@@ -228,6 +228,7 @@ class Api:
         context = self.app.state.context
         with self.ledger.begin() as connection:
             tick(connection, context)
+            context.look_around(connection, context.now())
 
     def pass_time(self, seconds: float) -> None:
         """Time passes while the api listens."""

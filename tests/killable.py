@@ -133,7 +133,13 @@ class KillableApi:
     def tick(self) -> None:
         """What the api does by itself, once a second or so."""
         write = self.context.writer.write
-        (outcome,) = self.call(write(lambda connection: tick(connection, self.context)))
+        context = self.context
+        (outcome,) = self.call(write(lambda connection: tick(connection, context)))
+        if isinstance(outcome, BaseException):
+            raise outcome
+        (outcome,) = self.call(
+            write(lambda connection: context.look_around(connection, context.now()))
+        )
         if isinstance(outcome, BaseException):
             raise outcome
 

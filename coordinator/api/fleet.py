@@ -26,6 +26,7 @@ from coordinator.workload import (
     plays_a_part,
 )
 from protocol.assignments import FINAL, LIVE, AssignmentState
+from shared.sizing import step_flops
 
 UNKNOWN_SPEED = 1e9
 """FLOP/s reckoned with for the holder of a lease of whom nothing else is known."""
@@ -55,6 +56,7 @@ class Fleet:
         self._children: dict[str, set[str]] = defaultdict(set)
         self._backups: dict[str, str] = {}
         self._holders: dict[str, str] = {}
+        self._underway: dict[str, tuple[AssignmentRow, Work]] = {}
 
     def follow(self, connection: Connection, now: float) -> None:
         """Take in what was decided since the last time, by whatever process."""
@@ -70,11 +72,13 @@ class Fleet:
         self.follow(connection, now)
         since, self._refreshed_at = self._refreshed_at, now
         moved = queries.progressed_attempts(connection, since=since)
-        if moved:
-            self._observed |= queries.observed_speeds(connection, {one.worker for one in moved})
+        for attempt in moved:
+            self._observe(attempt)
         for worker in queries.seen_workers(connection, since=since):
             self._put_worker(worker, now)
-        self._refresh(connection, {one.assignment for one in moved}, now)
+        for attempt in moved:
+            row, work = self._underway[attempt.assignment]
+            self._put_running(row, work, attempt)
         if now - self._swept_at >= self._settings.heartbeat_seconds:
             self._swept_at = now
             for worker in list(self._workers.values()):
@@ -226,8 +230,10 @@ class Fleet:
         if before is not None and self._busy.get(before) == row.assignment:
             del self._busy[before]
         if attempt is None or row.state not in LIVE:
+            self._underway.pop(row.assignment, None)
             self._index.drop_running(row.assignment)
             return
+        self._underway[row.assignment] = (row, work)
         self._holders[row.assignment] = attempt.worker
         self._busy[attempt.worker] = row.assignment
         worker = self._workers.get(attempt.worker)
@@ -242,6 +248,12 @@ class Fleet:
                 backed_up=row.assignment in self._backups,
             )
         )
+
+    def _observe(self, attempt: Attempt) -> None:
+        pace = attempt.steps_per_second
+        if pace is not None:
+            row, _ = self._underway[attempt.assignment]
+            self._observed[attempt.worker] = pace * step_flops(row.spec)
 
     def _note_backup(self, row: AssignmentRow) -> None:
         if row.backup_of is None:

@@ -46,9 +46,15 @@ class Attempt:
         """Another worker, on whose checkpoint this attempt was built."""
         return self.resumed_from if self.resumed_from != self.worker else None
 
+    @property
+    def steps_per_second(self) -> float | None:
+        """What it reached by our clock; None before MIN_OBSERVED_STEPS."""
+        steps, seconds = self.step - self.resumed_step, self.progressed_at - self.started_at
+        return steps / seconds if steps >= MIN_OBSERVED_STEPS and seconds > 0 else None
+
 
 def progressed_attempts(connection: Connection, *, since: float) -> tuple[Attempt, ...]:
-    """Live attempts whose trainer got further after `since`."""
+    """Live attempts whose trainer got further at `since` or later."""
     return tuple(map(_attempt, _PROGRESSED.all(connection, since=since)))
 
 
@@ -199,7 +205,7 @@ _PACE_OF = Prepared(
     .order_by(attempts.c.offered_at.desc())
     .limit(1)
 )
-_PROGRESSED = Prepared(_SELECT.where(IS_LIVE, progress.c.progressed_at > bindparam("since")))
+_PROGRESSED = Prepared(_SELECT.where(IS_LIVE, progress.c.progressed_at >= bindparam("since")))
 
 
 def _attempt(row: Any) -> Attempt:

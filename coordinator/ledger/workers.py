@@ -156,8 +156,8 @@ def active_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, 
 
 
 def seen_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, ...]:
-    """Workers that were seen after `since`, in no order."""
-    return tuple(map(_worker, connection.execute(_SELECT.where(presence.c.seen_at > since))))
+    """Workers that were seen at `since` or later, in no order."""
+    return tuple(map(_worker, connection.execute(_SELECT.where(presence.c.seen_at >= since))))
 
 
 def these_workers(connection: Connection, ids: Iterable[str]) -> tuple[WorkerRow, ...]:

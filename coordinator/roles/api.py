@@ -1,5 +1,6 @@
 """The api role's process: uvicorn around `coordinator.api.app`. Neither torch nor hivemind."""
 
+import gc
 import signal
 import sys
 
@@ -15,6 +16,7 @@ from shared.identity import Identity
 from shared.orphan import watch_parent
 
 SWITCH_SECONDS = 0.0005
+GC_THRESHOLDS = (20_000, 20, 1_000)
 KEEP_ALIVE_SECONDS = 75
 """An idle connection is kept for so long: a worker's next heartbeat need not shake hands again."""
 
@@ -38,6 +40,9 @@ def run(context: RoleContext) -> None:
     # The writer's thread and the event loop share one interpreter: with the default of 5 ms a
     # request would wait that long whenever the other one computes.
     sys.setswitchinterval(SWITCH_SECONDS)
+    # A full collection looks at every worker and assignment of the index and stops all requests
+    # for some hundred milliseconds; few of our objects form cycles.
+    gc.set_threshold(*GC_THRESHOLDS)
     config = uvicorn.Config(
         create_app(ledger=ledger, identity=identity, settings=settings, now=now),
         log_config=None,
