@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lint clean help
+.PHONY: demo test slow check lint clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    a coordinator and three workers turn real text into an ensemble (about 5 minutes)"
 	@echo "make test    all tests"
+	@echo "make slow    the tests that take minutes each"
 	@echo "make check   what CI runs: tests, linters, types, import contracts, demo"
 	@echo "make lint    linters, types and import contracts alone"
 	@echo "make clean   removes .venv, caches and the demo's folder"
@@ -33,6 +34,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "== tests: unit, integration with real peers, and a swarm of real processes"
 	@$(BIN)/python -m pytest
+
+slow: $(STAMP)
+	@echo "== slow tests: the api killed twenty times in the middle of a thousand requests each"
+	@$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	@echo "== formatting, lint, types, import contracts"
