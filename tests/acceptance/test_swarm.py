@@ -122,9 +122,13 @@ def test_killing_each_role_loses_nothing_and_http_alone_is_enough(swarm, tmp_pat
     swarm.wait_for("the run is finished", swarm.finished, seconds=200)
 
     views = swarm.assignments()
-    assert {view["state"] for view in views} == {AssignmentState.ACCEPTED.value}
+    won = [view for view in views if view["state"] == AssignmentState.ACCEPTED.value]
+    assert sorted(view["spec"] for view in won) == sorted({view["spec"] for view in views})
+    # Of two who did the same spec, a straggler and its backup, one was called off.
+    lost = {view["state"] for view in views if view not in won}
+    assert lost <= {AssignmentState.CANCELLED.value}
     names = swarm.names()
-    assert {names[view["worker"]] for view in views} == {"wired", "fenced"}
+    assert {names[view["worker"]] for view in won} == {"wired", "fenced"}
     assert "route=http" in (swarm.run_folder / "state" / "logs" / "network.log").read_text()
     assert "route=libp2p" in (swarm.run_folder / "state" / "logs" / "network.log").read_text()
     for worker in ("wired", "fenced"):
