@@ -64,6 +64,7 @@ def running_experts(swarm: Swarm):
         view
         for view in swarm.assignments()
         if view["kind"] == "expert"
+        and view["backup_of"] is None
         and view["state"] == "running"
         and view["durable_step"]
         and view["durable_step"] < 0.7 * STEPS
@@ -93,9 +94,12 @@ def test_another_worker_goes_on_from_the_last_durable_checkpoint_to_the_same_bit
     swarm.kill(name)
 
     def taken_over():
-        views = {view["assignment"]: view for view in swarm.assignments()}
-        view = views.get(victim["assignment"])
-        return view and view["fencing"] > victim["fencing"] and view["state"] == "accepted"
+        # Under a new lease, or as a backup that was made while the old lease still lasted.
+        return any(
+            view["state"] == "accepted" and view["worker"] != victim["worker"]
+            for view in swarm.assignments()
+            if view["spec"] == victim["spec"]
+        )
 
     swarm.wait_for("another worker finished it", taken_over, seconds=150)
     survivor = next(other for other in ("first", "second") if other != name)
