@@ -54,7 +54,8 @@ def test_workers_are_found_by_token_name_page_and_sign_of_life(story, read, writ
     assert [row.worker for row in read(queries.some_workers)] == [ANNA, BERT]
     assert [row.worker for row in read(queries.some_workers, after=ANNA)] == [BERT]
     assert [row.worker for row in read(queries.these_workers, [BERT, NOBODY])] == [BERT]
-    assert [row.worker for row in read(queries.seen_workers, since=1.0)] == [ANNA]
+    assert [row.worker for row in read(queries.seen_workers, since=50.0)] == [ANNA]
+    assert read(queries.seen_workers, since=50.1) == ()
     story.start(BERT, story.original)
     active = read(queries.active_workers, since=50.0)
     assert [row.worker for row in active] == [ANNA, BERT]
@@ -102,7 +103,8 @@ def test_attempts_tell_progress_speed_and_memory(story, read, write):
     story.beat(held, 8)
     (attempt,) = read(queries.progressed_attempts, since=0.0)
     assert (attempt.step, attempt.progressed_at) == (8, story.now)
-    assert read(queries.progressed_attempts, since=story.now) == ()
+    assert read(queries.progressed_attempts, since=story.now) == (attempt,)
+    assert read(queries.progressed_attempts, since=story.now + 0.1) == ()
     assert read(queries.live_attempts, [story.original]) == (attempt,)
     assert read(queries.live_attempts, []) == ()
     assert read(queries.newest_attempts, [story.original]) == {story.original: attempt}

@@ -7,6 +7,9 @@ from typing import Any
 import psutil
 import pytest
 
+from coordinator.ledger import queries
+from coordinator.text.prepared import read_prepared
+
 
 def test_a_role_whose_port_is_taken_says_so_in_its_log_and_ends(roles: Any) -> None:
     for role in ("api", "network"):
@@ -43,9 +46,15 @@ def test_the_network_role_deletes_what_nothing_names_and_keeps_what_prepare_made
     left = roles.store.add_bytes(b"left by a crash long ago")
     for mark in (roles.store.root / "marks").iterdir():
         os.utime(mark, (0, 0))
-    before = set(roles.store.digests())
+    prepared = read_prepared(roles.folders.prepared)
+    assert prepared is not None
+    with roles.ledger.read() as connection:
+        before = set(roles.store.digests())
+        named = before - set(queries.unneeded(connection, before))
+    named.add(prepared.prepared.tokenizer.digest)
     roles.kill("network")
     roles.start("network")
     tools.wait_for("it is swept", lambda: not roles.store.has(left.digest))
-    assert set(roles.store.digests()) == before - {left.digest}
+    # Other tests leave work behind that nothing names any more: it may go as well.
+    assert named <= set(roles.store.digests())
     tools.wait_for("the roles are back", roles.ready)
