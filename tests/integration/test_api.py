@@ -569,6 +569,21 @@ async def test_a_restart_extends_every_lease_by_the_downtime(api, make, anna):
     assert (await anna.beat(offer, 3)).status_code == 200
 
 
+@pytest.mark.parametrize("jumps", [(1800.0,), (-1800.0,), (-900.0, 1800.0), (900.0, -1800.0)])
+async def test_a_clock_of_the_coordinator_that_jumps_costs_no_lease(api, make, anna, jumps):
+    add_work(api, make)
+    offer = await anna.offer()
+    assert (await anna.beat(offer, 1)).status_code == 200
+    for step, seconds in enumerate(jumps, 2):
+        api.clock.advance(seconds)
+        assert (await anna.beat(offer, step)).status_code == 200
+        api.tick()
+        api.pass_time(5.0)
+    with api.ledger.read() as connection:
+        row = queries.get_assignment(connection, offer.assignment)
+    assert (row.state, row.standing.fencing) == ("running", offer.fencing)
+
+
 async def test_a_heartbeat_right_after_a_pause_of_the_api_is_not_late(api, make, anna):
     add_work(api, make)
     offer = await anna.start()
