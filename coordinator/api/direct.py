@@ -1,9 +1,9 @@
 """The routes that workers call all day, served without the framework's way through its router.
 
-FastAPI's routing takes about half of an api's CPU under load, and api and writer share one core:
-with it the api granted 89 leases a second on a machine where it must grant 120. Here the same
-handlers are called with the same checked values for a tenth of that. Routes are still declared with
-FastAPI, which documents them and serves all others.
+The framework's routing shares one core with the ledger's writer. Past it, under the load of
+`benchmarks.load` (120 leases a second), heartbeats took 41 instead of 94 ms at the 99th percentile
+and a call 1.35 instead of 1.52 ms of CPU. Here the same handlers are called with the same checked
+values. Routes are still declared with FastAPI, which documents them and serves all others.
 """
 
 import inspect
