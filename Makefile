@@ -6,14 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow check lint clean help
+.PHONY: demo test slow soak check lint clean help
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    a coordinator and three workers turn real text into an ensemble (about 5 minutes)"
+	@echo "make demo    a coordinator and three workers turn real text into an ensemble (4 to 7 minutes)"
 	@echo "make test    all tests"
 	@echo "make slow    the tests that take minutes each"
-	@echo "make check   what CI runs: tests, linters, types, import contracts, demo"
+	@echo "make soak    what is too long for every change: a real pretrained model (93 MB are fetched), a storm of ten minutes"
+	@echo "make check   what CI runs: linters, types, import contracts, demo, tests"
 	@echo "make lint    linters, types and import contracts alone"
 	@echo "make clean   removes .venv, caches and the demo's folder"
 
@@ -28,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@echo "== demo: a coordinator and three unlike workers on this machine, real text, about 5 minutes"
+	@echo "== demo: a coordinator and three unlike workers on this machine, real text, 4 to 7 minutes"
 	@$(BIN)/python scripts/demo.py
 
 test: $(STAMP)
@@ -38,6 +39,10 @@ test: $(STAMP)
 slow: $(STAMP)
 	@echo "== slow tests: the api killed twenty times in the middle of a thousand requests each"
 	@$(BIN)/python -m pytest -m slow
+
+soak: $(STAMP)
+	@echo "== soak tests: a real pretrained model from its package (93 MB), a storm of ten minutes over three workers"
+	@$(BIN)/python -m pytest -m soak
 
 lint: $(STAMP)
 	@echo "== formatting, lint, types, import contracts"

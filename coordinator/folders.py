@@ -21,10 +21,12 @@ class RunFolders:
         self.admin_token = self.keys / "admin.token"
         self.ledger = self.state / "ledger.sqlite"
         self.prepared = self.state / "prepared.json"
+        self.overlap = self.state / "overlap.json"
         self.tokenizer = self.state / "tokenizer.model"
         self.blobs = self.state / "blobs"
         self.sealed = self.state / "sealed"
         self.experts = self.state / "experts"
+        self.averages = self.state / "averages"
         self.logs = self.state / "logs"
         self.packages = self.state / "packages"
 

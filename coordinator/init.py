@@ -13,14 +13,20 @@ from shared.identity import Identity
 
 RUN_FILE = "run.toml"
 
-_TEMPLATE = Path(__file__).with_name("template.toml")
+PRESETS = Path(__file__).with_name("presets")
+DEFAULT_PRESET = "demo"
 
 
 class InitError(ValueError):
     """The folder cannot be made a new run's; the message names what is in the way."""
 
 
-def init_folder(folder: Path, *, force: bool = False) -> list[Path]:
+def presets() -> list[str]:
+    """The names of the run files that `init` can begin with."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def init_folder(folder: Path, *, preset: str = DEFAULT_PRESET, force: bool = False) -> list[Path]:
     """Write run.toml and keys/ into `folder`, and return what was written, the run file last.
 
     keys/coordinator.key is the coordinator's identity, keys/split.key decides which documents are
@@ -28,22 +34,34 @@ def init_folder(folder: Path, *, force: bool = False) -> list[Path]:
     `force` replaces run.toml and keeps the keys that are there; otherwise nothing is written where
     any of these exists. Raises InitError.
     """
+    if preset not in presets():
+        raise InitError(f"preset {preset!r}: expected one of {', '.join(presets())}")
     folders = RunFolders(folder)
     run_file = folders.root / RUN_FILE
     keys = (folders.coordinator_key, folders.split_key, folders.admin_token)
     present = [path for path in (run_file, *keys) if path.exists()]
     if present and not force:
         raise InitError(f"{', '.join(map(str, present))}: already there, expected a new folder")
+    written = make_keys(folders)
+    try:
+        write_atomic(run_file, _run_file(folders.root, preset).encode())
+    except OSError as error:
+        raise InitError(f"{folders.root}: cannot be written: {error.strerror}") from error
+    return [*written, run_file]
+
+
+def make_keys(folders: RunFolders) -> list[Path]:
+    """Make those of the operator's keys that are missing, and return them. Raises InitError."""
+    keys = (folders.coordinator_key, folders.split_key, folders.admin_token)
     try:
         folders.keys.mkdir(parents=True, exist_ok=True)
         folders.keys.chmod(PRIVATE_MODE)
         written = [path for path in keys if not path.exists()]
         for path in written:
             _write_key(path, folders)
-        write_atomic(run_file, _run_file(folders.root).encode())
     except OSError as error:
         raise InitError(f"{folders.root}: cannot be written: {error.strerror}") from error
-    return [*written, run_file]
+    return written
 
 
 def _write_key(path: Path, folders: RunFolders) -> None:
@@ -58,7 +76,7 @@ def _write_key(path: Path, folders: RunFolders) -> None:
     sync_folder(path.parent)
 
 
-def _run_file(folder: Path) -> str:
+def _run_file(folder: Path, preset: str) -> str:
     name = re.sub(r"[^a-z0-9_.-]+", "-", folder.name.lower()).lstrip("_.-")[:63]
-    template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
+    template = string.Template((PRESETS / f"{preset}.toml").read_text(encoding="utf-8"))
     return template.substitute(name=name or "run", stdlib=sysconfig.get_path("stdlib"))

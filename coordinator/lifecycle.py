@@ -51,7 +51,7 @@ class Assignment:
     `fencing` is that of the newest offer (0 before the first). `worker` holds the lease or made the
     submission. `expires_at` is absolute, in seconds on the coordinator's clock; None when nothing
     runs out. A submission must be collected before `collect_by`. Nobody is offered the assignment
-    before `not_before`, and `excluded` workers never.
+    before `not_before`, and `excluded` workers never; where it has an `owner`, that one alone is.
     """
 
     assignment: str
@@ -63,6 +63,7 @@ class Assignment:
     not_before: float = 0.0
     num_returns: int = 0
     excluded: frozenset[str] = frozenset()
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ def offer(
         wait = assignment.not_before - now
         return Refused(
             ErrorCode.WRONG_STATE, f"{assignment.assignment} is offered again in {wait:.1f} s"
+        )
+    if assignment.owner not in (None, worker):
+        return Refused(
+            ErrorCode.FORBIDDEN, f"{assignment.assignment} is on the own data of another worker"
         )
     if worker in assignment.excluded:
         return Refused(

@@ -16,31 +16,39 @@ import httpx
 import typer
 from pydantic import ValidationError
 
-from coordinator.cli import ledger, looks, orders
+from coordinator.cli import blobs, corpora, ledger, looks, mixing, orders, plan
 from coordinator.cli.errors import VerbError
+from coordinator.cli.export import export
+from coordinator.cli.generate import generate
+from coordinator.cli.local import train_local
 from coordinator.cli.options import Database, Format, RunPath
 from coordinator.cli.remote import address_of
+from coordinator.cli.report import report
 from coordinator.database import DATABASE_VARIABLE, open_ledger
 from coordinator.folders import RunFolders
-from coordinator.init import InitError, init_folder
+from coordinator.init import DEFAULT_PRESET, InitError, init_folder, presets
 from coordinator.ledger.errors import LedgerError
+from coordinator.local.occupancy import FolderInUse, occupied
 from coordinator.roles import RoleContext
 from coordinator.runfile import RunFile, RunFileError, load_run_file
-from coordinator.scoring.results import render_table
+from coordinator.scoring.table import render_contents
 from coordinator.serving import ServeError, check_addresses, check_keys, invite_of
 from coordinator.status import render_status
 from coordinator.supervisor import RoleKeepsDying, Supervisor
 from coordinator.text.prepared import PrepareError
 from coordinator.text.sources import SourceError
 from protocol import PROTOCOL_VERSION
-from protocol.messages import ResultTable, StatusView
+from protocol.messages import StatusView
 from shared import logs
+from shared.clock import now
 from shared.identity import IdentityError
 from shared.version import SOFTWARE_VERSION
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
     pretty_exceptions_enable=False,
     help="Run a swarm: a run file and volunteers' computers become a scored ensemble of experts.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 the coordinator cannot be reached, "
@@ -48,6 +56,7 @@ app = typer.Typer(
 )
 
 EXPECTED = (
+    FolderInUse,
     RunFileError,
     PrepareError,
     SourceError,
@@ -62,9 +71,12 @@ EXPECTED = (
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="The run's folder; made if it is missing")],
+    preset: Annotated[
+        str, typer.Option(help=f"What the run file begins with: {', '.join(presets())}")
+    ] = DEFAULT_PRESET,
 ) -> None:
     """Write a commented run.toml and the run's keys, and say what to do next."""
-    for path in init_folder(folder):
+    for path in init_folder(folder, preset=preset):
         print(f"wrote {path}")
     print(f"next: read {folder / 'run.toml'}, then hdee-coordinator serve {folder / 'run.toml'}")
 
@@ -95,6 +107,7 @@ def check(run_file: RunPath, database: Database = None, format: Format = "text")
 
 @app.command()
 def serve(
+    typed: typer.Context,
     run_file: RunPath,
     role: Annotated[
         Literal["prepare", "api", "network", "scorer"] | None,
@@ -114,6 +127,7 @@ def serve(
     check_addresses(run.listen, insecure=insecure, tls_cert=tls_cert, tls_key=tls_key)
     open_ledger(run, folders, database).close()
     folders.create()
+    typed.with_resource(occupied(folders, by="hdee-coordinator serve", shared=True, now=now()))
     if role is not None:
         logs.configure(path=folders.logs / f"{role}.log")
         context = RoleContext(
@@ -170,7 +184,7 @@ def score(run_file: RunPath, format: Format = "text") -> None:
     if format == "json":
         print(json.dumps(results, indent=2))
     else:
-        print(render_table(ResultTable.model_validate(results["table"])))
+        print(render_contents(results))
 
 
 @app.command()
@@ -182,9 +196,21 @@ def version(format: Format = "text") -> None:
         print(f"hdee-coordinator {SOFTWARE_VERSION}, protocol {PROTOCOL_VERSION}")
 
 
-for verb in (*looks.VERBS, *orders.VERBS, ledger.backup):
+for verb in (
+    plan.plan,
+    *looks.VERBS,
+    *orders.VERBS,
+    ledger.backup,
+    report,
+    train_local,
+    export,
+    generate,
+):
     app.command()(verb)
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(blobs.app, name="blobs")
+app.add_typer(corpora.app, name="corpora")
+app.add_typer(mixing.app, name="mix")
 
 
 def _load(run_file: Path) -> tuple[RunFile, RunFolders]:
@@ -198,7 +224,11 @@ def _get(url: str, path: str, kind: type[StatusView]) -> StatusView:
         response.raise_for_status()
         return kind.model_validate_json(response.content)
     except (httpx.HTTPError, httpx.InvalidURL, ValidationError) as error:
-        print(f"hdee-coordinator: {url} gives no status: {error}", file=sys.stderr)
+        print(
+            f"hdee-coordinator: {url} gives no status: {error}; is it served (hdee-coordinator "
+            "serve), and is this its address?",
+            file=sys.stderr,
+        )
         raise typer.Exit(3) from error
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 MAX_SHOWN = 80
+MAX_SHOWN_BOUND = 1_000_000
+"""Bounds beyond are those of the machine, not of what makes sense."""
 
 
 class RunFileError(ValueError):
@@ -22,16 +24,17 @@ class RunFileError(ValueError):
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One line for each problem that pydantic found in a TOML for `model`."""
-    known = sorted(set(_keys(model.model_json_schema(by_alias=True))))
+    known = dict(_keys(model.model_json_schema(by_alias=True)))
     return [line for item in error.errors() for line in _lines(dict(item), known)]
 
 
-def _lines(item: dict[str, Any], known: list[str]) -> list[str]:
+def _lines(item: dict[str, Any], known: dict[str, dict[str, Any]]) -> list[str]:
     key = _key_path(item["loc"])
     if item["type"] == "extra_forbidden":
-        return [f"{key}: unknown key; {_nearest(key, known)}"]
+        return [f"{key}: unknown key; {_nearest(key, sorted(known))}"]
     if item["type"] == "missing":
-        return [f"{key}: missing"]
+        words = _described(known.get(_plain(key), {}))
+        return [f"{key}: missing{f', expected {words}' if words else ''}"]
     message = str(item["msg"]).removeprefix("Value error, ")
     if not key:
         return message.split("\n")
@@ -45,6 +48,30 @@ def _expected(message: str) -> str:
         if message.startswith(opening):
             return "expected " + message.removeprefix(opening)
     return message
+
+
+def _described(schema: dict[str, Any]) -> str:
+    """What a value has to be, in words; empty for what is no number, text or choice."""
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    kinds = {"integer": "a whole number", "number": "a number", "string": "text"}
+    bounds = (
+        ("exclusiveMinimum", "above"),
+        ("minimum", "from"),
+        ("exclusiveMaximum", "below"),
+        ("maximum", "up to"),
+    )
+    found = [
+        f"{word} {schema[name]:g}"
+        for name, word in bounds
+        if name in schema and abs(schema[name]) < MAX_SHOWN_BOUND
+    ]
+    return " ".join([kinds.get(schema.get("type", ""), ""), *found]).strip()
+
+
+def _plain(key: str) -> str:
+    """A key path without the numbers of its lists."""
+    return ".".join(part.split("[")[0] for part in key.split("."))
 
 
 def _key_path(loc: tuple[int | str, ...]) -> str:
@@ -64,7 +91,7 @@ def _is_internal(part: str) -> bool:
 
 def _nearest(key: str, known: list[str]) -> str:
     section, _, name = key.rpartition(".")
-    plain = ".".join(part.split("[")[0] for part in section.split("."))
+    plain = _plain(section)
     siblings = [path.rpartition(".")[2] for path in known if _same_section(path, plain)]
     close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
     if close:
@@ -83,11 +110,11 @@ def _same_section(path: str, section: str) -> bool:
     )
 
 
-def _keys(schema: dict[str, Any]) -> Iterator[str]:
-    """Key paths of a JSON schema, `NAME` standing for a name that the file chooses."""
+def _keys(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Key paths of a JSON schema, `NAME` standing for a name that the file chooses, with theirs."""
     definitions = schema.get("$defs", {})
 
-    def walk(node: dict[str, Any], prefix: str) -> Iterator[str]:
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if "$ref" in node:
             node = definitions[node["$ref"].rpartition("/")[2]]
         for choice in (*node.get("oneOf", ()), *node.get("anyOf", ())):
@@ -96,7 +123,7 @@ def _keys(schema: dict[str, Any]) -> Iterator[str]:
             yield from walk(node["items"], prefix)
         for name, child in node.get("properties", {}).items():
             path = f"{prefix}.{name}" if prefix else name
-            yield path
+            yield path, definitions.get(child.get("$ref", "").rpartition("/")[2], child)
             yield from walk(child, path)
         for named in node.get("patternProperties", {}).values():
             yield from walk(named, f"{prefix}.NAME")

@@ -1,7 +1,8 @@
 """The status of a run as text."""
 
-from coordinator.scoring.results import render_table
+from coordinator.scoring.table import render_table
 from protocol.messages import StatusView
+from protocol.owndata import OwnDomainView
 
 
 def render_status(view: StatusView) -> str:
@@ -23,9 +24,21 @@ def render_status(view: StatusView) -> str:
         f"{row.age_seconds:.0f} s ago"
         for row in view.perplexities[:6]
     ]
+    if view.own_domains:
+        lines += ["own data (self-reported, not verified on its own domain):"]
+        lines += [f"  {_own_domain(own)}" for own in view.own_domains]
     if view.results is not None:
         lines += ["", render_table(view.results)]
     return "\n".join(lines)
+
+
+def _own_domain(view: OwnDomainView) -> str:
+    said = ""
+    if view.perplexity_before is not None and view.perplexity_after is not None:
+        said = f", dev perplexity {view.perplexity_before:.6g} before"
+        said += f", {view.perplexity_after:.6g} after"
+    why = f" ({view.reason})" if view.reason and view.state in ("accepted", "refused") else ""
+    return f"{view.domain}: {view.state}{why}, {view.num_train_tokens} train tokens{said}"
 
 
 def _counts(counts: dict[str, int]) -> str:

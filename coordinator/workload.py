@@ -3,14 +3,16 @@
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
+from coordinator.footprint import Footprints
 from coordinator.ledger.queries import AssignmentRow, Attempt, WorkerRow
 from coordinator.lifecycle import LEASE_INTERVALS
+from coordinator.rounds import standard_of
 from coordinator.scheduling import Candidate, Running, Work
 from coordinator.scheduling.values import DEVICES
 from protocol.assignments import AssignmentState
-from protocol.capability import MAX_FLOPS_PER_SECOND, MIN_FLOPS_PER_SECOND, Device
+from protocol.capability import MAX_FLOPS_PER_SECOND, MIN_FLOPS_PER_SECOND
 from protocol.specs import ExpertSpec
-from shared.sizing import disk_bytes, step_flops, train_flops, training_memory_bytes
+from shared.sizing import disk_bytes, step_flops, train_flops
 
 QUIET_STEPS = 3
 """Steps without a word of progress after which a lease counts as standing still."""
@@ -18,7 +20,8 @@ QUIET_STEPS = 3
 
 def describe(spec: ExpertSpec) -> str:
     """A spec in three words."""
-    return f"{spec.shape.ffn_width}-wide {spec.domain} {spec.kind}"
+    size = f"{spec.shape.ffn_width}-wide" if spec.lora is None else f"rank-{spec.lora.rank}"
+    return f"{size} {spec.domain} {spec.kind}"
 
 
 def make_work(
@@ -28,30 +31,37 @@ def make_work(
     ran_out: Mapping[str, int] | None = None,
     not_before: float = 0.0,
     parent_weights: str | None = None,
+    footprints: Footprints | None = None,
 ) -> Work:
     """What is left of an assignment, from its newest durable checkpoint on.
 
     `not_before` adds to the pause that the assignment itself keeps. `parent_weights` is the digest
     of the blob that training starts from, None: fresh weights, or the parent is not accepted yet.
+    `footprints` know what was measured of its memory, None: nothing was.
     """
-    spec = row.spec
+    spec, measured = row.spec, footprints or Footprints()
     return Work(
         assignment=row.assignment,
         words=describe(spec),
-        flops=train_flops(spec) * max(0.0, 1.0 - durable_step / spec.train.num_steps),
-        memory_bytes=_memory_bytes(spec),
+        flops=max(0.0, train_flops(spec) - durable_step * step_flops(spec)),
+        memory_bytes={device: measured.memory_bytes(spec, device) for device in DEVICES},
+        memory_factors={device: measured.factor(spec, device) for device in DEVICES},
         disk_bytes=disk_bytes(spec),
-        needs_trust=spec.kind == "seed",
+        needs_trust=spec.kind == "seed" or standard_of(row.schemes) != "better",
         excluded=row.standing.excluded,
         ran_out=ran_out,
         not_before=max(row.standing.not_before, not_before),
         inputs=frozenset({row.shard.digest, *([parent_weights] if parent_weights else [])}),
+        owner=row.owner,
+        shard=row.shard.digest,
+        curve=_curve(spec),
+        num_steps=spec.train.num_steps,
     )
 
 
 @lru_cache(maxsize=65_536)
-def _memory_bytes(spec: ExpertSpec) -> Mapping[Device, int]:
-    return {device: training_memory_bytes(spec, device=device) for device in DEVICES}
+def _curve(spec: ExpertSpec) -> str:
+    return spec.curve
 
 
 def is_offerable(row: AssignmentRow, *, accepted: Collection[str]) -> bool:
@@ -86,6 +96,7 @@ def make_candidate(
         proven=proven,
         cached=worker.cached,
         available_until=None if stays is None else now + stays,
+        device_number=worker.device_number,
     )
 
 
@@ -115,6 +126,7 @@ def make_running(
         stalls_at=attempt.progressed_at + quiet,
         backed_up=backed_up,
         backup_of=row.backup_of,
+        device_number=attempt.device_number,
     )
 
 

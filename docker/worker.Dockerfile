@@ -12,4 +12,4 @@ RUN useradd --create-home hdee && mkdir /worker-folder && chown hdee /worker-fol
 USER hdee
 # The folder holds the worker's key: keep it in a volume, so that its identity outlives the container.
 VOLUME /worker-folder
-CMD ["hdee-worker", "join", "http://coordinator:8700", "--folder", "/worker-folder", "--insecure"]
+CMD ["hdee-worker", "join", "http://coordinator:8700", "--yes", "--folder", "/worker-folder", "--insecure"]

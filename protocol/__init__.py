@@ -14,7 +14,8 @@ certificates membership of a run, signed by the coordinator
 messages     one request and one answer for each REST route
 records      what peers publish in the DHT
 errors       error codes and the body that every refusal carries
+versions     which versions of all this a coordinator understands
 """
 
-PROTOCOL_VERSION = 1
-"""Raised whenever an older peer would misread a message, a record or a digest."""
+PROTOCOL_VERSION = 2
+"""Raised with the first release that changes a message, a record or a digest: see `versions`."""

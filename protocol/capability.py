@@ -12,6 +12,11 @@ MAX_FLOPS_PER_SECOND = 1e16
 
 Device = Literal["cpu", "cuda", "mps"]
 
+MAX_DEVICES = 8
+"""Devices of one worker, which it numbers from 0."""
+
+DeviceNumber = Annotated[int, Field(ge=0, lt=MAX_DEVICES)]
+
 
 class Capability(Value):
     """Advertised at registration and with each request for work; the scheduler matches on it.

@@ -26,7 +26,7 @@ def canonical_bytes(value: BaseModel | dict[str, object]) -> bytes:
     return text.encode("utf-8")
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | bytearray) -> str:
     """SHA-256 of `data`, in lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 

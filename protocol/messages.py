@@ -1,12 +1,12 @@
 """One request and one answer for each REST route. Durations are seconds; `fencing` is a lease's."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from protocol.assignments import State
 from protocol.blobs import BlobRef
-from protocol.capability import Capability
+from protocol.capability import Capability, DeviceNumber
 from protocol.certificates import SignedCertificate
 from protocol.digests import canonical_bytes
 from protocol.ids import (
@@ -22,24 +22,34 @@ from protocol.ids import (
     WorkerId,
 )
 from protocol.manifests import CheckpointManifest
+from protocol.owndata import OwnDomainView
 from protocol.receipts import SignedReceipt
-from protocol.specs import ExpertSpec, ModelShape
+from protocol.specs import ExpertSpec, Kind, ModelShape, StepShape
 from protocol.values import Amount, Count, Items, Number, Positive, Value
 
 REGISTER_PURPOSE: Final = "hdee-register-v1"
 MAX_BODY_BYTES = 64 * 1024
 
-Version = Annotated[str, Field(max_length=40)]
+_NO_NUL = r"^[^\x00]*$"
+"""PostgreSQL keeps no text with this character."""
+
+Version = Annotated[str, Field(max_length=40, pattern=_NO_NUL)]
 Cached = Annotated[tuple[Digest, ...], Field(strict=False, max_length=64)]
-Text = Annotated[str, Field(max_length=500)]
-Label = Annotated[str, Field(max_length=64)]
+Text = Annotated[str, Field(max_length=500, pattern=_NO_NUL)]
+Label = Annotated[str, Field(max_length=64, pattern=_NO_NUL)]
+Fencing = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""As large as a column of the ledger."""
 Maddrs = Annotated[tuple[Maddr, ...], Field(strict=False, max_length=8)]
 WorkerState = Literal["idle", "working", "offline", "banned"]
 Phase = Literal["preparing", "seeding", "planning", "training", "scoring", "finished", "stalled"]
 
 
 class RunInfo(Value):
-    """GET /v1/run: what a newcomer must know before it trusts and joins. Needs no token."""
+    """GET /v1/run: what a newcomer must know before it trusts and joins. Needs no token.
+
+    `on_offer` are the cheapest and the dearest step of the work that is not finished, for a worker
+    to measure its speed with; empty: there is none, or the coordinator does not say.
+    """
 
     run: RunId
     coordinator: PeerId
@@ -48,6 +58,7 @@ class RunInfo(Value):
     bootstrap: Maddrs
     server_time: Amount
     heartbeat_seconds: Amount
+    on_offer: Annotated[tuple[StepShape, ...], Field(strict=False, max_length=2)] = ()
 
 
 class Challenge(Value):
@@ -74,7 +85,7 @@ class RegistrationStatement(Value):
 
 
 class RegisterRequest(Value):
-    """POST /v1/workers/register. `maddrs` empty: the worker takes part over HTTP alone."""
+    """POST /v1/workers/register. `maddrs` empty: nobody can dial the worker."""
 
     worker: WorkerId
     nonce: Nonce
@@ -111,9 +122,10 @@ class WorkerHeartbeat(Value):
 class HeartbeatAnswer(Value):
     """What a worker should know after any heartbeat.
 
-    `wanted` are blobs the coordinator could not fetch and asks to be uploaded over HTTP; `durable`
-    are manifests of this worker's that the coordinator holds, files included, so that the worker
-    may delete its own copy; `receipts` are the next ones after those that the worker holds.
+    `wanted` are blobs the coordinator could not fetch and asks to be uploaded; `durable` are
+    manifests of this worker's whose files the coordinator has fetched and checked, all of them, so
+    that the worker may delete its own copy: it holds them, or needs them no more; `receipts` are
+    the next ones after those that the worker holds.
     """
 
     next_heartbeat_seconds: Amount
@@ -123,15 +135,45 @@ class HeartbeatAnswer(Value):
     certificate: SignedCertificate | None = None
 
 
+class ReachabilityRequest(Value):
+    """POST /v1/workers/reachability: can a libp2p connection be opened to the ports of `maddrs`?
+
+    The ports are tried at the address that the request comes from, whatever host a maddr names.
+    """
+
+    maddrs: Maddrs
+
+
+Outcome = Literal["reachable", "refused", "timed_out", "no_route", "not_libp2p", "not_dialled"]
+
+
+class Dialled(Value):
+    """What became of one maddr, and the same in words. `not_libp2p`: something else answers."""
+
+    maddr: Maddr
+    outcome: Outcome
+    detail: Text = ""
+
+
+class ReachabilityAnswer(Value):
+    """`observed` is the IP address that the request came from, empty if the api cannot tell."""
+
+    observed: Annotated[str, Field(pattern=r"^[0-9A-Za-z:.%_-]{0,80}$")]
+    dialled: Items[Dialled]
+
+
 class LeaseRequest(Value):
     """POST /v1/assignments/lease. The same `request_id` gets the same answer.
 
     `cached` are digests of shards and weights that the worker holds and need not fetch.
+    `device_number` is which of the worker's devices asks, of which `capability` tells: each holds a
+    lease of its own.
     """
 
     request_id: RequestId
     capability: Capability
     cached: Cached = ()
+    device_number: DeviceNumber = 0
 
 
 class Parent(Value):
@@ -139,6 +181,12 @@ class Parent(Value):
 
     shape: ModelShape
     manifest: CheckpointManifest
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.manifest.kind != "expert":
+            raise ValueError(f"manifest.kind {self.manifest.kind!r}: expected 'expert'")
+        return self
 
 
 class Offer(Value):
@@ -149,7 +197,7 @@ class Offer(Value):
     """
 
     assignment: AssignmentId
-    fencing: Positive
+    fencing: Annotated[Fencing, Field(ge=1)]
     expires_in: Amount
     spec: ExpertSpec
     shard: BlobRef
@@ -175,7 +223,7 @@ class LeaseAnswer(Value):
 class Acknowledge(Value):
     """POST /v1/assignments/{id}/acknowledge: the worker starts."""
 
-    fencing: Positive
+    fencing: Annotated[Fencing, Field(ge=1)]
 
 
 class LeaseState(Value):
@@ -190,16 +238,22 @@ class LeaseState(Value):
 class AssignmentHeartbeat(Value):
     """POST /v1/assignments/{id}/heartbeat: the trainer's own progress, which renews the lease.
 
+    `first_step` is the step that training under this lease went on from, which may be later than
+    that of the checkpoint that came with the offer; None: it has not begun, or is not told.
     `checkpoint` refers to the manifest of the newest training checkpoint that the worker announces.
+    `peak_memory_bytes` is the most memory that the trainer has had, of the kind that its device
+    computes in.
     """
 
-    fencing: Positive
+    fencing: Annotated[Fencing, Field(ge=1)]
     step: Count
     loss: Number | None
     tokens_per_second: Amount
     checkpoint: BlobRef | None
     checkpoint_step: Count = 0
     receipts_after: Count = 0
+    first_step: Count | None = None
+    peak_memory_bytes: Count | None = None
 
 
 class AssignmentHeartbeatAnswer(HeartbeatAnswer):
@@ -210,26 +264,40 @@ class AssignmentHeartbeatAnswer(HeartbeatAnswer):
 
 
 class Submission(Value):
-    """POST /v1/assignments/{id}/submit: the manifest of the finished expert."""
+    """POST /v1/assignments/{id}/submit: the manifest of the finished expert.
+
+    `first_step` is as in heartbeats, of which there may have been none.
+
+    `peak_memory_bytes` is the most memory that training it took here.
+    """
 
     request_id: RequestId
-    fencing: Positive
+    fencing: Annotated[Fencing, Field(ge=1)]
     manifest: BlobRef
     tokens_per_second: Amount
     train_seconds: Amount
+    first_step: Count | None = None
+    peak_memory_bytes: Count | None = None
 
 
-ReleaseReason = Literal["stopped", "out_of_memory", "trainer_failed", "disk_full", "unavailable"]
+ReleaseReason = Literal[
+    "stopped", "out_of_memory", "trainer_failed", "diverged", "disk_full", "unavailable"
+]
+"""diverged: the loss or its gradient was no longer finite, which may be the recipe's fault."""
 
 
 class Release(Value):
-    """POST /v1/assignments/{id}/release: the lease goes back, with the newest checkpoint if any."""
+    """POST /v1/assignments/{id}/release: the lease goes back, with the newest checkpoint if any.
 
-    fencing: Positive
+    `peak_memory_bytes` is what the trainer had when it ran out of memory, None in all other cases.
+    """
+
+    fencing: Annotated[Fencing, Field(ge=1)]
     reason: ReleaseReason
     detail: Text
     checkpoint: BlobRef | None
     checkpoint_step: Count = 0
+    peak_memory_bytes: Count | None = None
 
 
 class BlobUrl(Value):
@@ -246,7 +314,10 @@ class MissingPieces(Value):
 
 
 class WorkerView(Value):
-    """One worker, as GET /v1/workers shows it. `credit` in training FLOPs of accepted work."""
+    """One worker, as GET /v1/workers shows it. `credit` in training FLOPs of accepted work.
+
+    `assignment` is the first of `assignments`, one for each of its devices that works.
+    """
 
     worker: WorkerId
     name: str
@@ -259,6 +330,7 @@ class WorkerView(Value):
     accepted: Count
     credit: Amount
     age_seconds: Amount
+    assignments: Items[AssignmentId] = ()
 
 
 class AssignmentView(Value):
@@ -267,13 +339,14 @@ class AssignmentView(Value):
     assignment: AssignmentId
     spec: Digest
     backup_of: AssignmentId | None
-    kind: Literal["seed", "expert"]
+    kind: Kind
     domain: DomainId
     ffn_width: Positive
-    num_steps: Positive
+    lora_rank: Positive | None = None
+    num_steps: Count
     state: State
     worker: WorkerId | None
-    fencing: Count
+    fencing: Fencing
     step: Count
     durable_step: Count | None
     loss: Number | None
@@ -294,24 +367,30 @@ class DomainView(Value):
 
 
 class ExpertView(Value):
-    """One accepted checkpoint, as GET /v1/experts shows it. `folder` is relative to the run's."""
+    """One accepted checkpoint, as GET /v1/experts shows it. `folder` is relative to the run's.
+
+    `self_reported`: it was trained on its worker's own data, and not verified on its own domain.
+    """
 
     spec: Digest
-    kind: Literal["seed", "expert"]
+    kind: Kind
     domain: DomainId
     ffn_width: Positive
-    num_steps: Positive
+    lora_rank: Positive | None = None
+    num_steps: Count
     worker: WorkerId
     manifest: Digest
     schemes: Items[Label]
     folder: str
+    self_reported: bool = False
 
 
 class TableRow(Value):
     """One domain's test perplexity and bits per byte, by column.
 
     `best_single` names the expert in the column of that name, chosen on dev text. `tied` holds
-    groups of columns that rest on the same expert of this domain: none of a group wins here.
+    groups of columns that rest on the same expert of this domain: none of a group wins here. No
+    expert trained on a domain that is `held_out`.
     """
 
     domain: DomainId
@@ -319,6 +398,7 @@ class TableRow(Value):
     bits_per_byte: dict[str, Number]
     best_single: Text = ""
     tied: Items[Items[Label]] = ()
+    held_out: bool = False
 
 
 class ResultTable(Value):
@@ -342,7 +422,7 @@ class StatusView(Value):
     """GET /v1/status: the whole run at a glance. Needs no token.
 
     `perplexities` are the newest ones on dev text, newest first. `roles` maps a role to the age in
-    seconds of its last sign of life.
+    seconds of its last sign of life. `own_domains` are no part of the run's plan and results.
     """
 
     run: RunId
@@ -365,3 +445,4 @@ class StatusView(Value):
     server_time: Amount
     uptime_seconds: Amount
     roles: dict[str, Amount]
+    own_domains: Items[OwnDomainView] = ()

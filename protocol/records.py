@@ -23,6 +23,12 @@ MAX_KEYS_OF_COORDINATOR = 4096
 
 MAX_RECORD_BYTES = 4096
 
+BEACON_SECONDS = 30
+"""The coordinator publishes its beacon so often."""
+
+BEACON_TTL_SECONDS = 120
+"""Life of a beacon: a part of the DHT that lost the coordinator forgets it after this."""
+
 
 def provider_key(digest: str) -> str:
     """DHT key under which the providers of a blob are found."""
@@ -32,6 +38,11 @@ def provider_key(digest: str) -> str:
 def head_key(assignment: str) -> str:
     """DHT key under which the newest checkpoint of an assignment is found."""
     return f"v1/head/{assignment}"
+
+
+def beacon_key(run: str) -> str:
+    """DHT key under which the coordinator's sign of life is found, and nobody else's."""
+    return f"v1/beacon/{run}"
 
 
 class ProviderRecord(Value):
@@ -48,3 +59,9 @@ class HeadRecord(Value):
     h: Digest
     n: Count
     f: Positive
+
+
+class BeaconRecord(Value):
+    """The coordinator publishes in the same DHT as the reader. `t`: when, in seconds since 1970."""
+
+    t: Count

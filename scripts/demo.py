@@ -20,6 +20,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+import transfers
+from rich.console import Console
 
 BIN = Path(sys.executable).parent
 LIMIT_SECONDS = 15 * 60
@@ -122,12 +124,15 @@ final_learning_rate = 6e-4
 micro_batch = 4
 sequence_length = 256
 schedule = "paper"
-schedule_steps = 150
+schedule_steps = 120
 
 [plan]
 schemes = ["MHo-IHo", "MHe-IHo"]
 unit = "flops"
-homogeneous_steps = 100
+homogeneous_steps = 80
+
+[dense]
+learning_rates = [1.2e-3]
 """
 
 
@@ -210,7 +215,7 @@ class Demo:
         """A worker process with the caps of its owner."""
         self.start(
             name,
-            *("hdee-worker", "join", self.url, "--name", name),
+            *("hdee-worker", "join", self.url, "--yes", "--name", name),
             *("--folder", str(self.folder / name)),
             *("--threads", str(threads), "--memory", memory),
             *("--listen", "/ip4/127.0.0.1/tcp/0"),
@@ -310,12 +315,28 @@ class Demo:
             check=True,
         )
         print("\n" + score.stdout)
+        report = subprocess.run(
+            [str(BIN / "hdee-coordinator"), "report", str(self.run_file)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        print(report.stdout)
+        moved = transfers.read(self.folder)
+        log = transfers.write(self.folder, moved)
+        print("   how the blobs travelled:\n")
+        Console(width=110).print(transfers.summary(moved))
+        print(f"\n   every blob and its route    {log}\n")
         experts = sorted((self.run_folder / "state" / "experts").iterdir())
         for expert in experts:
             print(f"   {expert}")
         sample = next(path for path in experts if path.name.startswith("recipes"))
         print(f"\n   {sample.name} goes on from 'Step 1.':")
         print(generate(sample, "Step 1."))
+        self.command("hdee-coordinator", "mix", "make", str(self.run_file))
+        mixture = self.run_folder / "mixture"
+        print(f"\n   all experts as one model, {mixture}, go on from 'Step 1.':")
+        print(generate(mixture, "Step 1."))
         print(
             f"\n   results as JSON    {self.run_folder / 'state' / 'results.json'}"
             f"\n   the table again    {BIN}/hdee-coordinator score {self.run_file}"
@@ -357,8 +378,8 @@ def generate(folder: Path, prompt: str) -> str:
     code = (
         "import sys, transformers as t; t.logging.set_verbosity_error();"
         "t.utils.logging.disable_progress_bar();"
-        "tok = t.AutoTokenizer.from_pretrained(sys.argv[1]);"
-        "model = t.AutoModelForCausalLM.from_pretrained(sys.argv[1]);"
+        "tok = t.AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True);"
+        "model = t.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True);"
         "ids = tok(sys.argv[2], return_tensors='pt');"
         "out = model.generate(**ids, max_new_tokens=60, do_sample=False, repetition_penalty=1.2);"
         "print(tok.decode(out[0], skip_special_tokens=True))"

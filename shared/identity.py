@@ -6,7 +6,6 @@ id is the base58 of the identity multihash of the public key. Neither needs libp
 imports it: the api process verifies signatures too.
 """
 
-import contextlib
 import os
 import secrets
 import stat
@@ -91,8 +90,12 @@ class Identity:
     def load_or_create(cls, path: Path) -> "Identity":
         """Load the key at `path`, creating it first if there is none."""
         if not path.exists():
-            with contextlib.suppress(IdentityError):
+            try:
                 return cls.create(path)
+            except IdentityError:
+                # Another process may have made it meanwhile.
+                if not path.exists():
+                    raise
         return cls.load(path)
 
     def sign(self, data: bytes) -> str:

@@ -1,6 +1,6 @@
 """A Llama of a shape: build, load, narrow and save.
 
-Weights are fp32 and the embeddings untied. Initial weights are drawn here, tensor by tensor in the
+Weights are fp32. Initial weights are drawn here, tensor by tensor in the
 order of `tensorfiles.model_tensors`, so that they do not hang on another library's version.
 Importing this module loads torch and transformers, which takes seconds.
 """
@@ -35,17 +35,19 @@ _FFN_PROBE = "model.layers.0.mlp.gate_proj.weight"
 
 
 def llama_config(shape: ModelShape) -> LlamaConfig:
-    """The Hugging Face configuration of `shape`: SDPA attention, untied embeddings, fp32."""
+    """The Hugging Face configuration of `shape`: SDPA attention, fp32."""
     return LlamaConfig(  # type: ignore[call-arg]  # it takes more than its signature names
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.ffn_width,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_heads,
+        num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.context_length,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        rms_norm_eps=shape.norm_eps,
         initializer_range=_INITIAL_STD,
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.tied_embeddings,
         bos_token_id=BOS_ID,
         eos_token_id=None,
         dtype=torch.float32,
@@ -149,6 +151,8 @@ def _empty(shape: ModelShape) -> LlamaForCausalLM:
             layer.mlp = PrefixMLP(config)
             layer.mlp.width = shape.ffn_width
     model.to_empty(device="cpu")
+    if shape.tied_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
     model.model.rotary_emb = LlamaRotaryEmbedding(config=config)
     return model
 

@@ -21,7 +21,8 @@ from protocol.specs import TrainSpec
 from shared.tensorfiles import read_header, read_tensors, write_tensors
 
 BOS_ID = 1
-"""The token that begins every document."""
+"""The token that begins every document, in vocabularies that a run learns; others have their own.
+A shard's documents all begin with the same one."""
 
 _FORMS = {"tokens": ("U16", "U32"), "document_offsets": ("I64",), "document_bytes": ("I64",)}
 _MAX_U16_VOCAB = 65_536
@@ -50,6 +51,11 @@ class Shard:
     def num_tokens(self) -> int:
         """Tokens in the shard, each document's BOS among them."""
         return len(self.tokens)
+
+    @property
+    def bos_id(self) -> int:
+        """The token that every document begins with."""
+        return int(self.tokens[0])
 
     @property
     def num_bytes(self) -> int:
@@ -104,6 +110,40 @@ def write_shard(
     )
 
 
+def join_shards(path: Path, parts: Sequence[tuple[Shard, int]]) -> None:
+    """Writes the first documents of shards, so many of each, one after another, to a new file.
+
+    The bytes are those of `write_shard`. Tokens are copied from file to file, through one beside
+    `path`, so that memory does not grow with them. Raises ShardError for shards of other dtypes.
+    """
+    dtypes = {shard.tokens.dtype for shard, _ in parts}
+    if len(dtypes) != 1:
+        raise ShardError(f"tokens: dtypes {sorted(map(str, dtypes))}, expected one")
+    ends = [int(shard.document_offsets[count]) for shard, count in parts]
+    lengths = [np.diff(shard.document_offsets[: count + 1]) for shard, count in parts]
+    draft = path.with_name(f".{path.name}.tokens")
+    tokens = np.memmap(draft, dtype=dtypes.pop(), mode="w+", shape=(sum(ends),))
+    try:
+        position = 0
+        for (shard, _), end in zip(parts, ends, strict=True):
+            tokens[position : position + end] = shard.tokens[:end]
+            position += end
+        write_tensors(
+            path,
+            {
+                "tokens": tokens,
+                "document_offsets": np.concatenate(
+                    [[0], np.cumsum(np.concatenate(lengths))]
+                ).astype("<i8"),
+                "document_bytes": np.concatenate(
+                    [shard.document_bytes[:count] for shard, count in parts]
+                ),
+            },
+        )
+    finally:
+        draft.unlink()
+
+
 def _check(shard: Shard, vocab_size: int) -> None:
     offsets = shard.document_offsets
     if shard.num_documents == 0 or len(offsets) != shard.num_documents + 1:
@@ -122,10 +162,11 @@ def _check(shard: Shard, vocab_size: int) -> None:
     if largest >= vocab_size:
         raise ShardError(f"tokens: id {largest}, expected less than vocab_size {vocab_size}")
     firsts = shard.tokens[offsets[:-1]]
-    if (firsts != BOS_ID).any():
-        document = int(np.argmax(firsts != BOS_ID))
+    if (firsts != shard.bos_id).any():
+        document = int(np.argmax(firsts != shard.bos_id))
         raise ShardError(
-            f"tokens: document {document} begins with {firsts[document]}, expected BOS {BOS_ID}"
+            f"tokens: document {document} begins with {firsts[document]}, expected BOS "
+            f"{shard.bos_id} like the first"
         )
 
 

@@ -8,7 +8,7 @@ here too, so that every file is streamed, synced and renamed into place.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,26 +53,30 @@ class TensorEntry:
 
 
 def model_tensors(shape: ModelShape) -> dict[str, TensorForm]:
-    """Name and form of every weight of a Llama of `shape`, as Hugging Face names them, in order."""
+    """Name and form of every weight of a Llama of `shape`, as Hugging Face names them, in order.
+
+    A tied output embedding is no tensor of its own.
+    """
     hidden, ffn, vocab = shape.hidden_size, shape.ffn_width, shape.vocab_size
+    projections = {"q": hidden, "k": shape.kv_size, "v": shape.kv_size, "o": hidden}
     forms: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(shape.num_layers):
         prefix = f"model.layers.{layer}"
-        for part in "qkvo":
-            forms[f"{prefix}.self_attn.{part}_proj.weight"] = (hidden, hidden)
+        for part, rows in projections.items():
+            forms[f"{prefix}.self_attn.{part}_proj.weight"] = (rows, hidden)
         forms[f"{prefix}.mlp.gate_proj.weight"] = (ffn, hidden)
         forms[f"{prefix}.mlp.up_proj.weight"] = (ffn, hidden)
         forms[f"{prefix}.mlp.down_proj.weight"] = (hidden, ffn)
         forms[f"{prefix}.input_layernorm.weight"] = (hidden,)
         forms[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
     forms["model.norm.weight"] = (hidden,)
-    forms["lm_head.weight"] = (vocab, hidden)
+    if not shape.tied_embeddings:
+        forms["lm_head.weight"] = (vocab, hidden)
     return {name: ("F32", form) for name, form in forms.items()}
 
 
-def optimizer_tensors(shape: ModelShape) -> dict[str, TensorForm]:
-    """Name and form of Adam's moments for every weight of `shape`, frozen weights (zeros) too."""
-    weights = model_tensors(shape)
+def moments_of(weights: Mapping[str, TensorForm]) -> dict[str, TensorForm]:
+    """Name and form of Adam's moments of `weights`, frozen ones (zeros) too."""
     return {
         f"{moment}.{name}": form
         for moment in ("exp_avg", "exp_avg_sq")
@@ -85,11 +89,14 @@ def max_bytes(expected: Mapping[str, TensorForm]) -> int:
     return 8 + MAX_HEADER_BYTES + sum(_size(*form) for form in expected.values())
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(
+    path: Path, *, also: Mapping[str, np.dtype[Any]] | None = None
+) -> dict[str, TensorEntry]:
     """The tensors that a file claims to hold, after checking that the claim is consistent.
 
-    Raises TensorFileError when the header is too long, is no JSON of the right form, names a key
-    twice, or when the tensors leave gaps, overlap, or do not fill the file exactly.
+    Dtypes are those of our own files, and those of `also`. Raises TensorFileError when the header
+    is too long, is no JSON of the right form, names a key twice, or when the tensors leave gaps,
+    overlap, or do not fill the file exactly.
     """
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
@@ -101,12 +108,14 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             )
         header = _parse(file.read(length), path.name)
     start = 8 + length
-    entries = {name: _entry(name, value, start) for name, value in header.items()}
+    dtypes = {**_DTYPES, **(also or {})}
+    entries = {name: _entry(name, value, start, dtypes) for name, value in header.items()}
     position = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
             raise TensorFileError(
-                f"{name}: begins at byte {entry.begin}, expected {position}: no gaps, no overlaps"
+                f"{_short(name)}: begins at byte {entry.begin}, expected {position}: "
+                "no gaps, no overlaps"
             )
         position = entry.end
     if position != file_bytes:
@@ -129,13 +138,21 @@ def check_file(path: Path, expected: Mapping[str, TensorForm]) -> None:
             )
 
 
-def check_finite(path: Path) -> None:
-    """Raises TensorFileError naming the first tensor that holds NaN or an infinity."""
-    for name, tensor in read_tensors(path).items():
+def check_finite(path: Path, *, progress: Callable[[int, int], None] | None = None) -> None:
+    """Raises TensorFileError naming the first tensor that holds NaN or an infinity.
+
+    `progress(done, total)` counts elements.
+    """
+    tensors = read_tensors(path)
+    done, total = 0, sum(tensor.size for tensor in tensors.values())
+    for name, tensor in tensors.items():
         flat = tensor.reshape(-1)
         for start in range(0, flat.size, _CHUNK):
             if not np.isfinite(flat[start : start + _CHUNK]).all():
                 raise TensorFileError(f"{path.name}: tensor {name} has NaN or infinite values")
+        done += tensor.size
+        if progress is not None:
+            progress(done, total)
 
 
 def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -157,18 +174,34 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
     which leaves nothing at `path`, and TensorFileError for a dtype that no file of ours holds.
     """
     names = {dtype: name for name, dtype in _DTYPES.items()}
-    header: dict[str, dict[str, object]] = {}
-    position = 0
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    for name, tensor in ordered:
+    forms: dict[str, TensorForm] = {}
+    for name, tensor in tensors.items():
         if tensor.dtype not in names:
             raise TensorFileError(
                 f"{name}: dtype {tensor.dtype}, expected one of {sorted(_DTYPES)}"
             )
-        end = position + tensor.nbytes
+        forms[name] = names[tensor.dtype], tensor.shape
+    stream_tensors(path, forms, tensors.__getitem__)
+
+
+def stream_tensors(
+    path: Path,
+    forms: Mapping[str, TensorForm],
+    read: Callable[[str], npt.NDArray[Any]],
+) -> None:
+    """Writes the tensors of `forms` as `write_tensors` does, each as `read` gives it.
+
+    No more than one is asked for at a time. Raises what `read` raises, which leaves nothing at
+    `path`, and TensorFileError for a tensor that is not of its form.
+    """
+    header: dict[str, dict[str, object]] = {}
+    position = 0
+    ordered = sorted(forms.items(), key=lambda item: -_DTYPES[item[1][0]].itemsize)
+    for name, (dtype, shape) in ordered:
+        end = position + _size(dtype, shape)
         header[name] = {
-            "dtype": names[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": dtype,
+            "shape": list(shape),
             "data_offsets": [position, end],
         }
         position = end
@@ -178,12 +211,17 @@ def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
     try:
         with partial.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for _, tensor in ordered:
+            for name, (dtype, shape) in ordered:
+                tensor = read(name)
+                if (tensor.dtype, tensor.shape) != (_DTYPES[dtype], shape):
+                    raise TensorFileError(
+                        f"{name}: {tensor.dtype} {tensor.shape}, expected {dtype} {shape}"
+                    )
                 file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
@@ -210,23 +248,25 @@ def _parse(text: bytes, file_name: str) -> dict[str, object]:
     return header
 
 
-def _entry(name: str, value: object, start: int) -> TensorEntry:
+def _entry(
+    name: str, value: object, start: int, dtypes: Mapping[str, np.dtype[Any]]
+) -> TensorEntry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise TensorFileError(f"{_short(name)}: expected exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in dtypes:
         raise TensorFileError(
-            f"{_short(name)}: dtype {_short(dtype)}, expected one of {sorted(_DTYPES)}"
+            f"{_short(name)}: dtype {_short(dtype)}, expected one of {sorted(dtypes)}"
         )
     if not _counts(shape) or len(shape) > _MAX_DIMENSIONS:
         raise TensorFileError(f"{_short(name)}: shape {_short(shape)} is no list of sizes")
     if not _counts(offsets) or len(offsets) != 2:
         raise TensorFileError(f"{_short(name)}: data_offsets {_short(offsets)} are no pair")
     begin, end = offsets
-    if end - begin != _size(dtype, tuple(shape)):
+    size = dtypes[dtype].itemsize * math.prod(shape)
+    if end - begin != size:
         raise TensorFileError(
-            f"{_short(name)}: {end - begin} bytes, expected {_size(dtype, tuple(shape))} for "
-            f"{dtype} {_short(shape)}"
+            f"{_short(name)}: {end - begin} bytes, expected {size} for {dtype} {_short(shape)}"
         )
     return TensorEntry(dtype=dtype, shape=tuple(shape), begin=start + begin, end=start + end)
 
@@ -249,6 +289,7 @@ _TRAINED: dict[Trains, tuple[str, ...]] = {
     "all": ("",),
     "ffn": (".mlp.",),
     "ffn_embeddings": (".mlp.", "embed_tokens.", "lm_head."),
+    "lora": (".lora_",),
 }
 
 

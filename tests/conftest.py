@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 from fastapi import FastAPI
 
@@ -29,6 +30,10 @@ from protocol.capability import Capability
 from protocol.manifests import CheckpointManifest, ManifestFile
 from protocol.specs import ExpertSpec, ModelShape, TrainSpec
 from shared.identity import Identity
+
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
+"""No example is wrong for being slow: machines are, too."""
 
 HEARTBEAT_SECONDS = 10.0
 

@@ -72,14 +72,23 @@ class Story:
         row = self.row(self.original)
         return self.write(lambda connection, now: queries.add_backup(connection, row, now=now))
 
-    def beat(self, held: Assignment, step: int, *, checkpoint: bool = False) -> Any:
+    def beat(
+        self,
+        held: Assignment,
+        step: int,
+        *,
+        checkpoint: bool = False,
+        first_step: int | None = None,
+        tokens_per_second: float = 1.0,
+    ) -> Any:
         beat = AssignmentHeartbeat(
             fencing=held.fencing,
             step=step,
             loss=None,
-            tokens_per_second=1.0,
+            tokens_per_second=tokens_per_second,
             checkpoint=self.make.blob(f"{held.worker} {step}") if checkpoint else None,
             checkpoint_step=step if checkpoint else 0,
+            first_step=first_step,
         )
         return self.write(
             lambda connection, now: queries.renew_lease(
@@ -101,13 +110,14 @@ class Story:
 
         self.write(work)
 
-    def submit(self, held: Assignment) -> Any:
+    def submit(self, held: Assignment, *, first_step: int | None = None) -> Any:
         submission = Submission(
             request_id="0" * 32,
             fencing=held.fencing,
             manifest=self.make.blob(f"{held.worker} expert"),
             tokens_per_second=1.0,
             train_seconds=1.0,
+            first_step=first_step,
         )
         return self.write(
             lambda connection, now: queries.submit_expert(
@@ -120,8 +130,14 @@ class Story:
             )
         )
 
-    def hand_in(self, held: Assignment, decision: Decision | None = None) -> None:
-        assert isinstance(self.submit(held), Assignment)
+    def hand_in(
+        self,
+        held: Assignment,
+        decision: Decision | None = None,
+        *,
+        first_step: int | None = None,
+    ) -> None:
+        assert isinstance(self.submit(held, first_step=first_step), Assignment)
         self.collect(held.worker or "")
         self.write(
             lambda connection, now: queries.record_verification(

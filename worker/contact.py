@@ -15,7 +15,7 @@ from protocol.messages import RunInfo
 from shared.clock import now
 from shared.retry import backoff_seconds, told_seconds
 from worker.client import CoordinatorClient
-from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
+from worker.errors import CoordinatorBusy, CoordinatorUnreachable, NotACoordinator, Refused
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ async def persist(call: Callable[[], Awaitable[Result]], *, say: Say) -> Result:
     """Makes a first call until it is answered; `say` hears that the coordinator is busy.
 
     A busy coordinator is asked again, when it said, for BUSY_SECONDS. Raises what the call raises:
-    Refused at once, CoordinatorUnreachable after FIRST_CONTACT_TRIES.
+    Refused and NotACoordinator at once, CoordinatorUnreachable after FIRST_CONTACT_TRIES.
     """
     give_up_at = asyncio.get_running_loop().time() + BUSY_SECONDS
     tries = 0
@@ -72,7 +72,9 @@ async def persist(call: Callable[[], Awaitable[Result]], *, say: Say) -> Result:
             say(f"the coordinator is busy, next try in {wait:.0f} s")
         except (CoordinatorUnreachable, Refused) as error:
             # A challenge may expire while its answer waits in the coordinator's queue.
-            is_final = isinstance(error, Refused) and error.code is not ErrorCode.UNKNOWN_NONCE
+            is_final = isinstance(error, NotACoordinator) or (
+                isinstance(error, Refused) and error.code is not ErrorCode.UNKNOWN_NONCE
+            )
             tries += 1
             if is_final or tries == FIRST_CONTACT_TRIES:
                 raise

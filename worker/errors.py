@@ -2,8 +2,10 @@
 
 WorkerError
 ├── CoordinatorUnreachable   no answer, or none that we understand; worth trying again
-│   └── CoordinatorBusy      it is there, and asked us to come again later
+│   ├── CoordinatorBusy      it is there, and asked us to come again later
+│   └── NotACoordinator      something else answers there, or TLS fails
 ├── Refused                  a typed refusal, with its code
+│   └── KeyInUse             another process registers with the same key, again and again
 └── NotTheSameCoordinator    the address answers with another key than the one pinned here
 """
 
@@ -33,6 +35,10 @@ class CoordinatorBusy(CoordinatorUnreachable):
     """The coordinator answers, but not this call now: too many ask, or this worker too often."""
 
 
+class NotACoordinator(CoordinatorUnreachable):
+    """What is at the address is no coordinator that we can speak to, and will not become one."""
+
+
 class Refused(WorkerError):
     """The coordinator refused the request, and said why."""
 
@@ -46,6 +52,10 @@ class Refused(WorkerError):
     def code(self) -> ErrorCode:
         """The machine-readable reason."""
         return self.body.code
+
+
+class KeyInUse(Refused):
+    """Somebody else takes our place as often as we take it: two folders hold the same key."""
 
 
 class NotTheSameCoordinator(WorkerError):

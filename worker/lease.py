@@ -12,19 +12,29 @@ from typing import Literal
 
 from protocol.errors import ErrorCode
 from protocol.messages import AssignmentHeartbeat, Offer, Release, ReleaseReason, Submission
+from shared.clock import now
+from shared.training.runner import Event
+from shared.words import plain
 from worker.contact import pause_seconds
 from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
 from worker.membership import Membership
-from worker.runner import Event
 from worker.screen import clock
 from worker.shelf import Shelf
+from worker.status import Board
 
 log = logging.getLogger(__name__)
 
 LOST_LEASE = frozenset({ErrorCode.LEASE_LOST, ErrorCode.UNKNOWN_ASSIGNMENT})
 """The work is another worker's now, or nobody's."""
 
-EXPELLED = frozenset({ErrorCode.BANNED, ErrorCode.INVITE_REQUIRED, ErrorCode.PROTOCOL_VERSION})
+EXPELLED = frozenset(
+    {
+        ErrorCode.BANNED,
+        ErrorCode.INVITE_REQUIRED,
+        ErrorCode.PROTOCOL_VERSION,
+        ErrorCode.UNKNOWN_TOKEN,
+    }
+)
 """The coordinator will take nothing more from this worker."""
 
 RELEASE_TRIES = 3
@@ -46,16 +56,19 @@ class LeaseGone(Exception):
 class Lease:
     """One lease. `gone` is set when it has ended, and then `check` raises what ended it."""
 
-    def __init__(self, member: Membership, offer: Offer, shelf: Shelf) -> None:
+    def __init__(self, member: Membership, offer: Offer, shelf: Shelf, board: Board) -> None:
         self.gone = asyncio.Event()
         self.durable_step: int | None = offer.resume.step if offer.resume else None
+        self.first_step: int | None = None
         self._member = member
         self._offer = offer
         self._shelf = shelf
+        self._board = board
         self._beat_now = asyncio.Event()
         self._progress: Event = {}
         self._moved_at = self._heard_at = _time()
         self._lasts_until = self._heard_at + offer.expires_in
+        self._runs_out = False
         self._is_submitted = False
         self._refusal: Refused | None = None
 
@@ -64,6 +77,16 @@ class Lease:
         if event["step"] != self._progress.get("step"):
             self._moved_at = _time()
         self._progress = event
+
+    def is_running_out(self) -> bool:
+        """Whether the coordinator lets it run out although we beat: the trainer does not move."""
+        return self._runs_out
+
+    def note_start(self, step: int) -> None:
+        """The trainer goes on from `step`. Only the first start counts: a later one under the same
+        lease goes on from what was trained under it."""
+        if self.first_step is None:
+            self.first_step = step
 
     def beat_soon(self) -> None:
         """There is something to tell that should not wait for the next heartbeat's time."""
@@ -105,6 +128,7 @@ class Lease:
             except CoordinatorUnreachable as error:
                 wait = pause_seconds(error, attempt)
                 log.warning("submission waits %.1f s: %s", wait, error)
+                self._board.update(reason=f"the coordinator does not take it yet: {error}")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), wait)
                     return False
@@ -115,7 +139,7 @@ class Lease:
         return True
 
     async def release(
-        self, reason: ReleaseReason, detail: str
+        self, reason: ReleaseReason, detail: str, *, peak_memory_bytes: int | None = None
     ) -> Literal["released", "gone", "away"]:
         """Gives the lease back. "away": it was not told, and the lease goes on until it runs out.
 
@@ -125,9 +149,10 @@ class Lease:
         release = Release(
             fencing=self._offer.fencing,
             reason=reason,
-            detail=detail[:500],
+            detail=plain(detail[:500]),
             checkpoint=newest.ref if newest else None,
             checkpoint_step=newest.manifest.step if newest else 0,
+            peak_memory_bytes=peak_memory_bytes,
         )
         for attempt in range(RELEASE_TRIES):
             try:
@@ -181,14 +206,23 @@ class Lease:
             checkpoint=newest.ref if newest else None,
             checkpoint_step=newest.manifest.step if newest else 0,
             receipts_after=after,
+            first_step=self.first_step,
+            peak_memory_bytes=self._progress.get("peak_memory_bytes"),
         )
         answer = await member.call(
             lambda: member.client.assignment_heartbeat(self._offer.assignment, beat)
         )
+        before, until = self._heard_at, self._lasts_until
         self._heard_at = _time()
         self._lasts_until = self._heard_at + answer.lease_seconds
+        # Each answer prolongs the lease by the time since the one before, but for a trainer that
+        # stands still: by less in the end, and then not at all.
+        self._runs_out = self._lasts_until - until < 0.5 * (self._heard_at - before)
         member.heed(answer, receipts_after=after)
         self.durable_step = answer.durable_step
+        self._board.update(
+            lease_until=now() + answer.lease_seconds, durable_step=answer.durable_step
+        )
         self._shelf.tidy()
 
     def _loss(self, refusal: Refused | None) -> LeaseGone:

@@ -5,10 +5,9 @@ Training never depends on any of it: the DHT may be down (HTTP serves), the coor
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from pathlib import Path
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TypeVar
 
 from protocol.blobs import BlobRef
@@ -16,28 +15,37 @@ from protocol.capability import Capability
 from protocol.certificates import SignedCertificate
 from protocol.errors import ErrorCode
 from protocol.messages import HeartbeatAnswer, RegisterAnswer, RunInfo, WorkerHeartbeat
-from protocol.records import HeadRecord, provider_key
-from shared.http_blobs import TransferFailed, check_same_host, upload_over_http
-from shared.logs import facts
-from shared.swarm.peer import Peer, SwarmUnavailable
+from protocol.records import HeadRecord
+from shared.clock import now
+from shared.exchange.rates import Bucket, Rates
+from shared.exchange.serving import BlobServer
+from worker.cache import Cache
 from worker.client import CoordinatorClient
 from worker.contact import first_contact, persist
 from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
 from worker.folder import WorkerFolder
+from worker.holdings import Holdings
+from worker.manners.rules import available_seconds
+from worker.owndata.texts import OwnTexts
+from worker.presence import Presence
 from worker.receipts import Receipts
+from worker.rivals import LostTokens
 from worker.screen import Screen
 from worker.settings import JoinSettings
-from worker.tasks import log_failure
-from worker.transfers import fetch_blob
+from worker.status import Board
+from worker.tasks import Turns, log_failure
+from worker.transfers import Transfers
+from worker.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-PEER_RETRY_SECONDS = 30.0
-
 MAX_CACHED = 64
 """Inputs that a request for work names as held here."""
+
+HEARD_SHARE = 0.5
+"""Of a heartbeat interval, within which the answer to any heartbeat of ours counts for all."""
 
 LOST_TOKEN = frozenset({ErrorCode.UNKNOWN_TOKEN, ErrorCode.EXPIRED_TOKEN})
 
@@ -49,7 +57,7 @@ class Membership:
     """
 
     capability: Capability
-    """What this machine offers now; set by `register`, renewed by the agent."""
+    """What this machine's first device offers now; set by `register`, renewed by the agent."""
 
     receipts: Receipts
     """What the coordinator signed for our work; there from `find_coordinator` on."""
@@ -65,23 +73,56 @@ class Membership:
         self.settings = settings
         self.folder = folder
         self.screen = screen
+        self.board = Board.around(screen)
         self.leaves_at = leaves_at
         self.client = CoordinatorClient(settings.url, folder.identity)
-        self.peer: Peer | None = None
+        self.cache = Cache(folder, cap_bytes=settings.disk_bytes)
+        self.own = OwnTexts(folder.root, settings.own_texts)
+        rates = Rates(
+            up=Bucket(settings.upload_bytes_per_second),
+            down=Bucket(settings.download_bytes_per_second),
+        )
+        self._presence = Presence(
+            settings=settings,
+            folder=folder,
+            client=self.client,
+            server=BlobServer(folder.blobs, self.may_read, rates=rates),
+            say=screen.say,
+        )
+        self._transfers = Transfers(
+            folder.blobs,
+            self.client,
+            rates=rates,
+            peer=lambda: self._presence.peer,
+            coordinator=self._coordinator,
+            say=screen.say,
+        )
+        self.holdings = Holdings(
+            folder, self.cache, transfers=self._transfers, presence=self._presence
+        )
+        self.turns = Turns()
+        """For each assignment: its folder is the same whichever device works on it."""
         self.heartbeat_seconds = 10.0
+        self.has_met = False
+        """Whether the coordinator has said who it is."""
         self.durable: set[str] = set()
         self._info: RunInfo | None = None
-        self._public: set[str] = set()
-        self._inputs: dict[str, None] = {}
-        self._uploads: dict[str, asyncio.Task[None]] = {}
+        self._uploads = Uploads(folder.blobs, self._upload)
         self._tasks: set[asyncio.Task[None]] = set()
         self._registering = asyncio.Lock()
+        self._lost_tokens = LostTokens()
+        self._heard_at = -math.inf
 
     @property
     def info(self) -> RunInfo:
         """What the coordinator said of its run."""
         assert self._info is not None, "find_coordinator first"
         return self._info
+
+    @property
+    def transfer(self) -> str:
+        """What is fetched or sent now, in words; empty: nothing."""
+        return self._transfers.line
 
     async def find_coordinator(self) -> RunInfo:
         """Learns who answers at the address, and that it is who answered there before.
@@ -98,6 +139,7 @@ class Membership:
             worker=self.folder.identity.peer_id,
             say=say,
         )
+        self.has_met = True
         return self._info
 
     async def register(self, capability: Capability) -> RegisterAnswer:
@@ -108,17 +150,19 @@ class Membership:
     async def join_swarm(self) -> None:
         """Joins the DHT, now or as soon as it can be reached."""
         if not self.settings.http_only:
-            await self._start_peer()
-            self._run(self._keep_peer())
+            await self._presence.start(
+                self.info, certificate=self._certificate, bootstrap=self._bootstrap
+            )
+            self._presence.publish(self.cache.public_refs())
+            self._run(self._presence.tend())
 
     async def stop(self) -> None:
         """Leaves: stops transfers, the peer and the connections."""
-        tasks = [*self._uploads.values(), *self._tasks]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self.peer is not None:
-            await self.peer.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._uploads.stop()
+        await self._presence.stop()
         await self.client.close()
 
     async def call(self, request: Callable[[], Awaitable[Result]]) -> Result:
@@ -134,17 +178,37 @@ class Membership:
             if refusal.code not in LOST_TOKEN:
                 raise
             log.info("registering again: %s", refusal)
+            if token is not None and refusal.code is ErrorCode.UNKNOWN_TOKEN:
+                self._lost_tokens.note(
+                    token,
+                    refusal,
+                    at=asyncio.get_running_loop().time(),
+                    worker=self.folder.identity.peer_id,
+                    folder=self.folder.root,
+                )
         async with self._registering:
             # A registration voids the token before it: one is enough for all calls that wait.
             if self.client.token == token:
                 await self._register()
         return await request()
 
+    async def beat_if_due(self) -> None:
+        """The heartbeat of a device without an assignment, unless another was heard just now.
+
+        Raises CoordinatorUnreachable or Refused.
+        """
+        if asyncio.get_running_loop().time() - self._heard_at >= (
+            HEARD_SHARE * self.heartbeat_seconds
+        ):
+            await self.beat()
+
     async def beat(self) -> HeartbeatAnswer:
-        """The heartbeat of a worker that has no assignment."""
+        """The heartbeat of a worker, whatever its devices do."""
         after = self.receipts.after
         beat = WorkerHeartbeat(
-            capability=self.offered_capability(), maddrs=self._maddrs(), receipts_after=after
+            capability=self.offered(self.capability),
+            maddrs=self._presence.maddrs,
+            receipts_after=after,
         )
         answer = await self.call(lambda: self.client.heartbeat(beat))
         self.heed(answer, receipts_after=after)
@@ -152,92 +216,57 @@ class Membership:
 
     def heed(self, answer: HeartbeatAnswer, *, receipts_after: int) -> None:
         """Does what the answer to a heartbeat with `receipts_after` asks for."""
+        self._heard_at = asyncio.get_running_loop().time()
         self.receipts.take(answer.receipts, after=receipts_after)
         self.heartbeat_seconds = answer.next_heartbeat_seconds
         self.durable.update(answer.durable)
         if answer.certificate is not None:
             self._hold(answer.certificate)
-        for ref in answer.wanted:
-            if ref.digest not in self._uploads and self.folder.blobs.has(ref.digest):
-                self._uploads[ref.digest] = asyncio.create_task(self._upload(ref))
+        self._uploads.heed(answer.wanted)
 
-    def offered_capability(self) -> Capability:
-        """What this machine offers now, and for how much longer."""
-        if self.leaves_at is None:
-            return self.capability
-        left = max(0.0, self.leaves_at - asyncio.get_running_loop().time())
-        return self.capability.model_copy(update={"available_seconds": left})
+    def offered(self, capability: Capability) -> Capability:
+        """What a device offers now, and for how much longer."""
+        left = None
+        if self.leaves_at is not None:
+            left = max(0.0, self.leaves_at - asyncio.get_running_loop().time())
+        left = available_seconds(self.settings.rules, stay_seconds=left, now=now())
+        return capability.model_copy(update={"available_seconds": left})
 
     def cached(self) -> tuple[str, ...]:
-        """Digests of shards and of parents' weights that lie here, those used last first."""
-        held = [digest for digest in reversed(self._inputs) if self.folder.blobs.has(digest)]
-        return tuple(held[:MAX_CACHED])
-
-    async def fetch_input(self, ref: BlobRef, *, public: bool) -> Path:
-        """Brings what training starts from, as `fetch` does, and remembers that it is here."""
-        await self.fetch(ref, public=public)
-        self._inputs.pop(ref.digest, None)
-        self._inputs[ref.digest] = None
-        return self.folder.blobs.path(ref.digest)
-
-    async def fetch(self, ref: BlobRef, *, public: bool) -> str:
-        """Brings a blob into the worker's store; returns the route that it took.
-
-        `public` blobs are served on to other peers. Raises CoordinatorUnreachable if no route
-        works.
-        """
-        if public:
-            self._public.add(ref.digest)
-        route = "kept"
-        if not self.folder.blobs.has(ref.digest):
-            route = await fetch_blob(
-                ref,
-                self.client,
-                self.folder.blobs,
-                peer=self.peer,
-                coordinator=self.info.coordinator,
-            )
-            log.info("fetched %s", facts(digest=ref.digest, bytes=ref.size, route=route))
-        if public:
-            self.publish([ref])
-        return route
+        """Digests of own text, and of shards and parents' weights here, those used last first."""
+        return (*self.own.digests(), *self.cache.digests())[:MAX_CACHED]
 
     def publish(
         self, refs: Sequence[BlobRef], *, head: tuple[str, HeadRecord] | None = None
     ) -> None:
         """Names blobs, and the newest checkpoint of an assignment, in the DHT; does not wait."""
-        if self.peer is not None and self.peer.healthy:
-            self._run(self._announce(self.peer, refs, head))
+        self._presence.publish(refs, head=head)
 
-    def drop(self, digests: Iterable[str]) -> None:
-        """Stops naming blobs and deletes them."""
-        for digest in digests:
-            if self.peer is not None:
-                self.peer.forget(provider_key(digest))
-            self.folder.blobs.delete(digest)
+    def forget(self, *keys: str) -> None:
+        """Stops publishing under these keys of the DHT."""
+        self._presence.forget(keys)
 
     def may_read(self, digest: str, peer_id: str) -> bool:
-        """Shards go to anybody, everything else to the coordinator alone."""
-        return digest in self._public or peer_id == self.info.coordinator
+        """Public inputs go to anybody, everything else to the coordinator alone."""
+        return self.cache.is_public(digest) or peer_id == self.info.coordinator
+
+    def _coordinator(self) -> tuple[str, list[str]]:
+        """Whom we trust, and where its peer listens."""
+        name = self.info.coordinator
+        return name, [maddr for maddr in self.info.bootstrap if maddr.endswith(f"/p2p/{name}")]
 
     async def _upload(self, ref: BlobRef) -> None:
-        try:
-            target = await self.call(lambda: self.client.upload_url(ref.digest))
-            check_same_host(self.client.url, target.url)
-            await upload_over_http(self.client.http, target.url, ref, self.folder.blobs)
-            log.info("uploaded %s", facts(digest=ref.digest, bytes=ref.size, route="http"))
-        except (CoordinatorUnreachable, Refused, TransferFailed) as failure:
-            log.warning("upload of %s will be tried again: %s", ref.digest[:12], failure)
-        finally:
-            self._uploads.pop(ref.digest, None)
+        await self._transfers.upload(
+            ref, ask_url=lambda: self.call(lambda: self.client.upload_url(ref.digest))
+        )
 
     async def _register(self) -> RegisterAnswer:
         answer = await self.client.register(
             self.info,
-            self.offered_capability(),
+            self.offered(self.capability),
             name=self.settings.name,
             invite=self.settings.invite,
-            maddrs=self._maddrs(),
+            maddrs=self._presence.maddrs,
         )
         self.heartbeat_seconds = answer.heartbeat_seconds
         self._bootstrap = answer.bootstrap
@@ -247,54 +276,10 @@ class Membership:
 
     def _hold(self, certificate: SignedCertificate) -> None:
         self._certificate = certificate
-        if self.peer is not None:
-            self.peer.renew_certificate(certificate)
-
-    async def _announce(
-        self, peer: Peer, refs: Sequence[BlobRef], head: tuple[str, HeadRecord] | None
-    ) -> None:
-        for ref in refs:
-            await peer.announce_blob(ref)
-        if head is not None:
-            await peer.announce_head(*head)
+        self._presence.hold(certificate)
 
     def _run(self, doing: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(doing)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(log_failure)
-
-    def _maddrs(self) -> tuple[str, ...]:
-        """Where the coordinator may dial our peer; none while there is none."""
-        return self.peer.maddrs if self.peer is not None else ()
-
-    async def _start_peer(self) -> None:
-        """Joins the DHT and says so, or leaves it to the next try."""
-        if not self._bootstrap:
-            log.warning("the coordinator names no peer to join yet")
-            return
-        try:
-            self.peer = await Peer.start(
-                identity=self.folder.identity,
-                certificate=self._certificate,
-                coordinator=self.info.coordinator,
-                run=self.info.run,
-                listen=self.settings.listen,
-                bootstrap=self._bootstrap,
-                store=self.folder.blobs,
-                may_read=self.may_read,
-            )
-        except SwarmUnavailable as error:
-            log.warning("taking part over HTTP alone for now, the DHT is out of reach: %s", error)
-            return
-        log.info("joined the DHT %s", facts(peer=self.peer.peer_id, at=self.peer.maddrs))
-        with contextlib.suppress(CoordinatorUnreachable, Refused):
-            await self.beat()
-
-    async def _keep_peer(self) -> None:
-        while True:
-            await asyncio.sleep(PEER_RETRY_SECONDS)
-            if self.peer is None:
-                with contextlib.suppress(CoordinatorUnreachable, Refused):
-                    self._bootstrap = (await self.client.run_info()).bootstrap
-                await self._start_peer()

@@ -7,7 +7,7 @@ was restored from an older backup, or changed, and all receipts are asked for fr
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from protocol.receipts import Receipt, SignedReceipt
 from shared.files import write_atomic
 from shared.identity import receipt_valid
 from shared.logs import facts
+from shared.words import flops_words
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,15 @@ class Receipts:
     def after(self) -> int:
         """The entry after which receipts are missing here, for the next heartbeat."""
         return self._after
+
+    def total(self) -> tuple[int, float]:
+        """Assignments that were accepted, and what they earned in FLOPs: by the newest receipts."""
+        return total_of(signed for held in self._held.values() for signed in held)
+
+    def holds(self, assignment: str) -> bool:
+        """Whether there is a receipt for this assignment."""
+        held = (signed for same_entry in self._held.values() for signed in same_entry)
+        return any(signed.receipt.assignment == assignment for signed in held)
 
     def doubt(self) -> None:
         """The ledger may be another than before: make sure of it with the next heartbeat."""
@@ -146,10 +156,23 @@ class Receipts:
         )
 
 
+def total_of(receipts: Iterable[SignedReceipt]) -> tuple[int, float]:
+    """Assignments and their credit in FLOPs.
+
+    Where a ledger was restored, work that was accepted again counts once.
+    """
+    newest: dict[str, Receipt] = {}
+    for receipt in sorted((one.receipt for one in receipts), key=lambda one: one.accepted_at):
+        newest[receipt.assignment] = receipt
+    return len(newest), sum(receipt.credit for receipt in newest.values())
+
+
 def describe_receipt(receipt: Receipt) -> str:
     """`receipt: entry 1234, 300 steps of a0123…, 1.2e15 FLOPs credited`."""
-    digits, exponent = f"{receipt.credit:.1e}".split("e")
+    earned = f"{flops_words(receipt.credit)} credited"
+    if receipt.credit == 0:
+        earned = "without credit: it is on your own text, which nobody else can judge it by"
     return (
         f"receipt: entry {receipt.entry}, {receipt.num_steps} steps of {receipt.assignment}, "
-        f"{digits}e{int(exponent)} FLOPs credited"
+        f"{earned}"
     )

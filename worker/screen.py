@@ -1,17 +1,20 @@
-"""What the volunteer sees: what is about to run, then how it goes."""
+"""What the volunteer reads: what is about to run, then how it goes, in lines of text."""
 
 import sys
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Protocol
 
+from protocol.blobs import BlobRef
 from protocol.capability import Capability
 from protocol.messages import Offer
 from shared import sizing
-from worker.runner import Event
+from shared.training.runner import Event
+from shared.words import size_words
 
-PLAIN_SECONDS = 5.0
-"""How often a progress line is printed where there is no terminal to redraw it on."""
+LINE_SECONDS = 5.0
+"""How often a progress line is printed."""
 
 
 class Screen(Protocol):
@@ -25,19 +28,14 @@ class Screen(Protocol):
 
 
 class TextScreen:
-    """Lines on standard output; on a terminal the progress line is redrawn in place."""
+    """Lines on standard output, for pipes, files and the logs of services."""
 
     def __init__(self, name: str) -> None:
         self._prefix = f"[{name}] " if name else ""
-        self._terminal = sys.stdout.isatty()
         self._last = 0.0
-        self._drawn = False
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        if self._drawn:
-            sys.stdout.write("\n")
-            self._drawn = False
         for line in text.splitlines():
             sys.stdout.write(f"{self._prefix}{line}\n")
         sys.stdout.flush()
@@ -45,16 +43,9 @@ class TextScreen:
     def progress(self, event: Event, *, durable_step: int | None) -> None:
         """One line: step, speed, time left, loss, newest durable checkpoint."""
         now = time.monotonic()
-        if now - self._last < (0.2 if self._terminal else PLAIN_SECONDS):
-            return
-        self._last = now
-        line = self._prefix + progress_line(event, durable_step=durable_step)
-        if self._terminal:
-            sys.stdout.write(f"\r\x1b[K{line}")
-            self._drawn = True
-        else:
-            sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        if now - self._last >= LINE_SECONDS:
+            self._last = now
+            self.say(progress_line(event, durable_step=durable_step))
 
 
 def progress_line(event: Event, *, durable_step: int | None) -> str:
@@ -73,37 +64,64 @@ def progress_line(event: Event, *, durable_step: int | None) -> str:
     )
 
 
-def describe_offer(offer: Offer, capability: Capability) -> str:
-    """What a volunteer should know before it starts: work, bytes, time, memory, what leaves."""
-    spec = offer.spec
-    down = offer.shard.size
+def describe_offer(
+    offer: Offer, capability: Capability, *, own_shards: Collection[str] = ()
+) -> str:
+    """What a volunteer should know before it starts: work, bytes, time, memory, what leaves.
+
+    `own_shards` are the digests of own text: it is here, and no training checkpoint on it leaves.
+    """
+    spec, is_own = offer.spec, offer.shard.digest in own_shards
+    down = 0 if is_own else offer.shard.size
     if offer.resume is not None:
         down += sum(file.blob.size for file in offer.resume.files)
     if offer.parent is not None:
         down += offer.parent.manifest.blob("model.safetensors").size
     seconds = sizing.train_flops(spec) / max(capability.flops_per_second, 1.0)
     start = f", from step {offer.resume.step}" if offer.resume else ""
+    saved = megabytes(sizing.checkpoint_bytes(spec))
     return "\n".join(
         [
-            f"{spec.kind} for {spec.domain}: FFN {spec.shape.ffn_width}, {spec.train.num_steps} "
-            f"steps{start} [{offer.assignment}]",
+            f"{spec.kind} for {spec.domain}: {size_words(spec.shape, spec.lora)}, "
+            f"{spec.train.num_steps} steps{start} [{offer.assignment}]",
             f"  why you: {offer.reason}",
-            f"  down {megabytes(down)}, up {megabytes(sizing.expert_bytes(spec))} at the end and "
-            f"{megabytes(sizing.checkpoint_bytes(spec))} a training checkpoint",
+            f"  down {megabytes(down)}, up {megabytes(sizing.expert_bytes(spec))} at the end"
+            + ("" if is_own else f" and {saved} a training checkpoint"),
             f"  about {clock(seconds)} and at most "
             f"{megabytes(sizing.training_memory_bytes(spec, device=capability.device))} of memory; "
-            "only weights and training state leave this machine",
+            f"only {'weights' if is_own else 'weights and training state'} leave this machine",
         ]
+    )
+
+
+def describe_transfer(ref: BlobRef, num_bytes: int, rate: float) -> str:
+    """`fetching 3f2a…: 12.6 of 540.0 MB, 2.1 MB/s, 4:11 left`; `rate` in bytes a second."""
+    left = clock((ref.size - num_bytes) / rate) if rate > 0 else "-"
+    return (
+        f"fetching {ref.digest[:12]}: {megabytes(num_bytes)} of {megabytes(ref.size)}, "
+        f"{megabytes(rate)}/s, {left} left"
     )
 
 
 def describe_stay(seconds: float, *, now: float) -> str:
     """`staying until 2026-11-22 18:30 (8:00:00 from now)`, by this machine's time zone."""
-    until = datetime.fromtimestamp(now + seconds, tz=UTC).astimezone()
+    until = wall_clock(now + seconds)
     return (
         f"staying until {until:%Y-%m-%d %H:%M} ({clock(seconds)} from now); then the worker leaves "
         "in good order"
     )
+
+
+def describe_until(until: float | None) -> str:
+    """` until 2026-11-22 18:30:05` by this machine's time zone; None: ` until it is resumed`."""
+    if until is None:
+        return " until `hdee-worker resume`"
+    return f" until {wall_clock(until):%Y-%m-%d %H:%M:%S}"
+
+
+def wall_clock(at: float) -> datetime:
+    """A Unix time by this machine's time zone."""
+    return datetime.fromtimestamp(at, tz=UTC).astimezone()
 
 
 def clock(seconds: float) -> str:

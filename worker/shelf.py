@@ -5,18 +5,27 @@ pulled from under the transfer, and nothing that the coordinator might still nee
 """
 
 import asyncio
+import errno
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.blobs import BlobRef
 from protocol.digests import canonical_bytes
-from protocol.manifests import FILES, CheckpointKind, CheckpointManifest, ManifestFile
+from protocol.manifests import (
+    CheckpointKind,
+    CheckpointManifest,
+    CurvePoint,
+    ManifestFile,
+    files_of,
+)
 from protocol.messages import Offer
 from protocol.records import HeadRecord
 from shared.logs import facts
+from shared.training.runner import Event
 from worker.membership import Membership
-from worker.runner import Event
+from worker.status import Board
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +50,10 @@ class Named:
 class Shelf:
     """What was named under one lease, oldest first."""
 
-    def __init__(self, member: Membership, offer: Offer) -> None:
+    def __init__(self, member: Membership, offer: Offer, board: Board) -> None:
         self._member = member
         self._offer = offer
+        self._board = board
         self._named: list[Named] = []
 
     @property
@@ -72,12 +82,17 @@ class Shelf:
     async def put(self, kind: CheckpointKind, folder: Path, event: Event) -> Named:
         """Adds a checkpoint's files and manifest to the store and names them in the DHT.
 
+        It counts against the cap of the store, so that inputs of earlier work make way for it.
         Raises OSError if the folder is gone or the disk is full.
         """
+        if kind == "expert":
+            self._board.update(state="handing_in")
         blobs = self._member.folder.blobs
+        names = files_of(kind, self._offer.spec)
+        await self._make_way([folder / name for name in names])
         files = [
             ManifestFile(name=name, blob=await asyncio.to_thread(blobs.add_file, folder / name))
-            for name in FILES[kind]
+            for name in names
         ]
         manifest = CheckpointManifest(
             kind=kind,
@@ -86,6 +101,8 @@ class Shelf:
             step=event["step"],
             loss=event.get("loss"),
             files=tuple(files),
+            curve=tuple(CurvePoint.model_validate(point) for point in event.get("curve", ())),
+            inexact_from=event.get("inexact_from"),
         )
         ref = blobs.add_bytes(canonical_bytes(manifest))
         named = Named(ref, manifest, asyncio.get_running_loop().time())
@@ -95,6 +112,15 @@ class Shelf:
         self.tidy()
         log.info("named %s", facts(kind=kind, step=manifest.step, manifest=ref.digest))
         return named
+
+    async def _make_way(self, files: Sequence[Path]) -> None:
+        """What the volunteer's machine worked for is never lost to the cap, which says so."""
+        try:
+            await self._member.holdings.make_way(sum(file.stat().st_size for file in files))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            log.warning("more blobs than the cap until the coordinator has them: %s", error)
 
     def tidy(self) -> None:
         """Gives back the disk of checkpoints that are older than a durable one."""
@@ -114,4 +140,6 @@ class Shelf:
         self._named = [named for named in self._named if named not in dropped]
         kept = {blob.digest for named in self._named for blob in named.blobs}
         for named in dropped:
-            self._member.drop(blob.digest for blob in named.blobs if blob.digest not in kept)
+            self._member.holdings.drop(
+                blob.digest for blob in named.blobs if blob.digest not in kept
+            )

@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 Result = TypeVar("Result")
 
@@ -45,3 +46,30 @@ def log_failure(task: asyncio.Task[Any]) -> None:
     """For `add_done_callback`: a task that failed says so."""
     if not task.cancelled() and task.exception() is not None:
         log.error("a background task failed", exc_info=task.exception())
+
+
+async def all_of(*doing: Coroutine[Any, Any, Result]) -> list[Result]:
+    """What each returns, in order. When one raises, or the caller is cancelled, all others are."""
+    tasks = [asyncio.create_task(one) for one in doing]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Turns:
+    """One at a time does what bears a name; whoever comes meanwhile waits."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def at(self, name: str) -> AsyncIterator[None]:
+        """Waits for its turn, which lasts as long as the block."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        async with lock:
+            yield

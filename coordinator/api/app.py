@@ -12,9 +12,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from coordinator.api.direct import DirectRoutes
 from coordinator.api.errors import BodyLimit, install_error_handlers
 from coordinator.api.fleet import Fleet
-from coordinator.api.routes import admin, assignments, blobs, leasing, status, why, workers
+from coordinator.api.reachability import Dialler
+from coordinator.api.routes import (
+    admin,
+    assignments,
+    blobs,
+    leasing,
+    owndata,
+    preview,
+    reachability,
+    status,
+    why,
+    workers,
+)
 from coordinator.api.routes.context import ApiContext
 from coordinator.api.settings import ApiSettings
+from coordinator.api.versions import VersionCheck
 from coordinator.ledger import Ledger, LedgerError, queries
 from coordinator.ledger.writer import GroupWriter
 from protocol.errors import ErrorBody
@@ -63,25 +76,38 @@ def create_app(
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.context = context
+    app.state.dialler = Dialler()
     app.add_middleware(BodyLimit)
     install_error_handlers(app)
-    for module in (assignments, workers, leasing, blobs, status, why, admin):
+    for module in (
+        assignments,
+        workers,
+        reachability,
+        leasing,
+        preview,
+        blobs,
+        owndata,
+        status,
+        why,
+        admin,
+    ):
         app.include_router(module.router)
     busy = [route for module in (workers, leasing, assignments) for route in module.router.routes]
     app.add_middleware(DirectRoutes, owner=app, routes=busy, context=context)
+    app.add_middleware(VersionCheck)
     return app
 
 
 def tick(connection: Connection, context: ApiContext) -> None:
     """Forgive time in which the api did not listen, beat, and let expire what has run out."""
     now = context.now()
-    gap = context.listen(connection, now)
-    queries.beat_role(connection, "api", now)
-    expired = queries.expire_leases(connection, now)
-    queries.give_up_training(connection, now)
-    queries.cancel_idle_backups(connection, now=now)
-    queries.forget_answers(connection, now)
-    queries.forget_nonces(connection, now)
+    with context.listening(connection, now) as gap:
+        queries.beat_role(connection, "api", now)
+        expired = queries.expire_leases(connection, now)
+        queries.give_up_training(connection, now)
+        queries.cancel_idle_backups(connection, now=now)
+        queries.forget_answers(connection, now)
+        queries.forget_nonces(connection, now)
     if gap:
         log.warning("was silent for %.1f s: every lease was extended by that", gap)
     for assignment in expired:
@@ -100,8 +126,20 @@ async def _tick_forever(context: ApiContext) -> None:
             await context.writer.write(lambda connection: tick(connection, context))
             # Apart, and after those who wait: at ten thousand workers it takes some milliseconds.
             await context.writer.write(
-                lambda connection: context.look_around(connection, context.now()), urgent=False
+                lambda connection: _look_around(connection, context), urgent=False
             )
         except (SQLAlchemyError, LedgerError):
             log.exception("the ledger could not be written; trying again")
+        except Exception:
+            # Without ticks no lease runs out any more, and nothing would tell that they ended.
+            log.exception("a tick failed; trying again")
         await asyncio.sleep(pause)
+
+
+def _look_around(connection: Connection, context: ApiContext) -> None:
+    try:
+        context.look_around(connection, context.now())
+    except Exception:
+        # The index may have followed in part what it cannot follow.
+        context.fleet.reset()
+        raise

@@ -9,7 +9,7 @@ from coordinator.api.settings import ApiSettings
 from coordinator.api.tokens import is_token, new_nonce, new_token, nonce_expiry
 from coordinator.ledger import queries
 from coordinator.ledger.queries import Registration, WorkerRow
-from protocol import PROTOCOL_VERSION
+from protocol import versions
 from protocol.certificates import SignedCertificate
 from protocol.digests import digest_bytes, digest_value
 from protocol.errors import ErrorCode
@@ -23,6 +23,13 @@ from shared.identity import Identity, sign_certificate, verify
 from shared.version import SOFTWARE_VERSION
 
 NONCE_SECONDS = 60.0
+
+MAX_ENTRANCES = 8
+MAX_MEMBERS = 3
+"""Addresses of bootstrap peers that a worker is told, and how many of them are other workers'."""
+
+SEEN_BEATS = 3
+"""A worker that missed so many heartbeats is not named."""
 
 
 def invite_token(identity: Identity) -> str:
@@ -43,12 +50,10 @@ def check_request(
 
     Raises ApiError.
     """
-    if request.protocol_version != PROTOCOL_VERSION:
-        raise ApiError(
-            ErrorCode.PROTOCOL_VERSION,
-            f"protocol_version {request.protocol_version}: expected {PROTOCOL_VERSION}; "
-            f"install hdee {SOFTWARE_VERSION} (you run {request.software_version})",
-        )
+    problem = versions.problem_of(request.protocol_version, software=SOFTWARE_VERSION)
+    if problem is not None:
+        words = f"{problem} (you run {request.software_version})"
+        raise ApiError(ErrorCode.PROTOCOL_VERSION, words)
     expires_at = nonce_expiry(request.nonce, settings.token_key)
     if expires_at is None or expires_at <= now:
         raise _unknown_nonce()
@@ -59,7 +64,7 @@ def check_request(
         worker=request.worker,
         nonce=request.nonce,
         capability=digest_value(request.capability),
-        protocol_version=PROTOCOL_VERSION,
+        protocol_version=request.protocol_version,
     )
     if not verify(request.worker, request.signature, statement.signed_bytes()):
         raise ApiError(
@@ -111,9 +116,21 @@ def register(
         token=token,
         token_seconds=settings.token_seconds,
         certificate=certificate,
-        bootstrap=queries.get_run(connection).maddrs,
+        bootstrap=bootstrap_peers(connection, settings=settings, now=now),
         heartbeat_seconds=settings.heartbeat_seconds,
     )
+
+
+def bootstrap_peers(
+    connection: Connection, *, settings: ApiSettings, now: float
+) -> tuple[str, ...]:
+    """Whom a member may join: the network role's peer, and a few members that can be dialled.
+
+    So the swarm still has an entrance when the network role has none.
+    """
+    since = now - SEEN_BEATS * settings.heartbeat_seconds
+    members = queries.dialled_workers(connection, since=since, limit=MAX_MEMBERS)
+    return (*queries.get_run(connection).maddrs[: MAX_ENTRANCES - MAX_MEMBERS], *members)
 
 
 def bearer_token(authorization: str | None, *, key: bytes) -> str:

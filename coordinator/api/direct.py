@@ -7,6 +7,7 @@ values. Routes are still declared with FastAPI, which documents them and serves 
 """
 
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -58,12 +59,18 @@ class DirectRoutes:
         if body is None:
             await too_large()(scope, receive, send)
             return
+        began = time.perf_counter()
         try:
             answer = await handler(_Call(self._context, scope, values, body))
         except Exception as error:  # noqa: BLE001 - each gets the answer that the app has for it
             await self._refuse(error, scope, receive, send)
             return
-        head = [(b"content-type", JSON_TYPE), (b"content-length", str(len(answer)).encode())]
+        took = f"app;dur={1000 * (time.perf_counter() - began):.1f}"
+        head = [
+            (b"content-type", JSON_TYPE),
+            (b"content-length", str(len(answer)).encode()),
+            (b"server-timing", took.encode()),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send({"type": "http.response.body", "body": answer})
 

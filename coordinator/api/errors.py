@@ -20,15 +20,6 @@ log = logging.getLogger(__name__)
 _MAX_SHOWN = 80
 LEDGER_RETRY_SECONDS = 5.0
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {
-        "model": ErrorBody,
-        "description": " or ".join(code for code in ErrorCode if HTTP_STATUS[code] == status),
-    }
-    for status in sorted(set(HTTP_STATUS.values()))
-}
-"""Every refusal there is, as the OpenAPI document declares it for every route."""
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -87,7 +78,7 @@ class BodyLimit:
 def too_large() -> Response:
     """The answer to a body that `read_body` gave up on."""
     words = f"body: expected at most {MAX_BODY_BYTES} bytes"
-    return _respond(ApiError(ErrorCode.BODY_TOO_LARGE, words).body)
+    return respond(ApiError(ErrorCode.BODY_TOO_LARGE, words).body)
 
 
 async def read_body(receive: Receive) -> bytes | None:
@@ -107,7 +98,8 @@ async def read_body(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-def _respond(body: ErrorBody) -> Response:
+def respond(body: ErrorBody) -> Response:
+    """The response that carries a refusal."""
     headers = {}
     if body.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(body.retry_after_seconds)))
@@ -122,13 +114,13 @@ def _respond(body: ErrorBody) -> Response:
 async def _api_error(_request: Request, error: Exception) -> Response:
     if not isinstance(error, ApiError):
         raise error
-    return _respond(error.body)
+    return respond(error.body)
 
 
 async def _ledger_away(_request: Request, error: Exception) -> Response:
     log.error("the ledger did not answer: %s", error)
     words = "the ledger does not answer now, nothing was changed; try again"
-    return _respond(
+    return respond(
         ApiError(ErrorCode.NOT_READY, words, retry_after_seconds=LEDGER_RETRY_SECONDS).body
     )
 
@@ -139,7 +131,7 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     value = repr(first.get("input"))[:_MAX_SHOWN]
-    return _respond(ApiError(ErrorCode.BAD_REQUEST, f"{field}: {value}: {first['msg']}").body)
+    return respond(ApiError(ErrorCode.BAD_REQUEST, f"{field}: {value}: {first['msg']}").body)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -147,10 +139,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         raise error
     if error.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
         words = f"{request.method} {request.url.path[:_MAX_SHOWN]}: there is no such route"
-        return _respond(ApiError(ErrorCode.NOT_FOUND, words).body)
-    return _respond(ApiError(ErrorCode.BAD_REQUEST, str(error.detail)).body)
+        return respond(ApiError(ErrorCode.NOT_FOUND, words).body)
+    return respond(ApiError(ErrorCode.BAD_REQUEST, str(error.detail)).body)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _respond(ApiError(ErrorCode.INTERNAL, "the coordinator failed; try again").body)
+    return respond(ApiError(ErrorCode.INTERNAL, "the coordinator failed; try again").body)

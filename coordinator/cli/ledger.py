@@ -1,8 +1,5 @@
 """The ledger itself, whether the run is served or not: is it whole, what is in it, a copy of it."""
 
-import sys
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +9,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.cli.errors import VerbError
 from coordinator.cli.options import Database, Format, RunPath
-from coordinator.cli.tables import plain, show, show_entries, show_json
+from coordinator.cli.tables import show_entries
 from coordinator.database import open_existing_ledger
 from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.backup import backup as copy_ledger
 from coordinator.ledger.queries import Verdict
 from coordinator.runfile import load_run_file
-from coordinator.scheduling.requirements import duration
-
-SAY_SECONDS = 1.0
-"""How often a long verb says how far it is."""
+from shared.tables import Progress, show, show_json
 
 app = typer.Typer(no_args_is_help=True, help="Look into a run's ledger, served or not.")
 
@@ -34,12 +28,12 @@ def verify(run_file: RunPath, database: Database = None, format: Format = "text"
     Exit code 1, with each difference, when it does not hold.
     """
     ledger = _open(run_file, database)
-    progress = Progress("entries replayed", say=_say)
+    progress = Progress("entries replayed")
     try:
         with ledger.read() as connection:
             verdict = queries.verify_ledger(connection, progress=progress.tell)
     except SQLAlchemyError as error:
-        raise _no_ledger(ledger, error) from error
+        raise not_a_ledger(ledger, error) from error
     finally:
         ledger.close()
     if format == "json":
@@ -67,7 +61,7 @@ def entries(
         with ledger.read() as connection:
             found = queries.read_entries(connection, after=after, limit=limit)
     except SQLAlchemyError as error:
-        raise _no_ledger(ledger, error) from error
+        raise not_a_ledger(ledger, error) from error
     finally:
         ledger.close()
     if format == "json":
@@ -86,7 +80,7 @@ def backup(
 ) -> None:
     """Copy the ledger while it is in use, and prove the copy whole before it gets its name."""
     ledger = _open(run_file, database)
-    progress = Progress("copied", say=_say)
+    progress = Progress("copied")
     try:
         report = copy_ledger(ledger, target, lambda share: progress.tell(int(100 * share), 100))
     finally:
@@ -105,31 +99,6 @@ def backup(
             f"wrote {report.path}: {report.num_bytes:,} bytes, up to entry {report.last_entry} "
             f"with digest {report.last_digest}"
         )
-
-
-class Progress:
-    """Says how far a long verb is, at most once in SAY_SECONDS, and when it expects to end."""
-
-    def __init__(
-        self, what: str, *, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._what = what
-        self._say = say
-        self._clock = clock
-        self._first: tuple[float, int] | None = None
-        self._said = 0.0
-
-    def tell(self, done: int, total: int) -> None:
-        """`done` of `total` so far. The first call begins the measurement."""
-        now = self._clock()
-        if self._first is None:
-            self._first, self._said = (now, done), now
-        began, before = self._first
-        if now - self._said < SAY_SECONDS or not before < done < total:
-            return
-        self._said = now
-        left = (now - began) * (total - done) / (done - before)
-        self._say(f"{self._what}: {100 * done // total} %, about {duration(left)} left")
 
 
 def facts_of(verdict: Verdict) -> dict[str, object]:
@@ -190,7 +159,8 @@ def _open(run_file: Path, database: str | None) -> Ledger:
     return open_existing_ledger(run, RunFolders(run.folder), database)
 
 
-def _no_ledger(ledger: Ledger, error: SQLAlchemyError) -> VerbError:
+def not_a_ledger(ledger: Ledger, error: SQLAlchemyError) -> VerbError:
+    """What to tell an operator whose ledger cannot be read."""
     reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     return VerbError(
         f"ledger {ledger.url}: cannot be read as one: {reason}; is it a ledger of this version? "
@@ -214,7 +184,3 @@ def _as_json(entry: queries.Entry) -> dict[str, object]:
 
 def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _say(text: str) -> None:
-    print(plain(text), file=sys.stderr, flush=True)  # noqa: T201 - progress is no output

@@ -9,10 +9,11 @@ import typer
 from coordinator.cli.errors import WrongUsage
 from coordinator.cli.options import Format, RunPath, Url, WorkerName
 from coordinator.cli.remote import Remote
-from coordinator.cli.tables import show_assignments, show_json, show_why, show_workers
+from coordinator.cli.tables import show_assignments, show_why, show_workers
 from protocol.admin import WhyView
 from protocol.assignments import AssignmentState
 from protocol.messages import AssignmentView, WorkerView
+from shared.tables import show_json
 
 MAX_NAMED = 5
 

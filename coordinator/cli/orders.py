@@ -5,7 +5,6 @@ from pathlib import Path
 from coordinator.cli.looks import checked_assignment, named_worker
 from coordinator.cli.options import AssignmentName, Format, Reason, RunPath, Url, WorkerName
 from coordinator.cli.remote import Remote
-from coordinator.cli.tables import show, show_json
 from protocol.admin import (
     AssignmentStanding,
     AssignmentVerb,
@@ -14,6 +13,7 @@ from protocol.admin import (
     WorkerMarks,
     WorkerVerb,
 )
+from shared.tables import show, show_json
 
 
 def ban(

@@ -13,9 +13,11 @@ from coordinator.cli.errors import CannotReach, CoordinatorRefused, VerbError, W
 from coordinator.folders import RunFolders
 from coordinator.runfile import RunFile, load_run_file
 from coordinator.serving import check_keys
+from protocol import PROTOCOL_VERSION
 from protocol.admin import Order
 from protocol.errors import ErrorBody, ErrorCode
 from protocol.messages import RunInfo
+from protocol.versions import HEADER
 from shared.identity import Identity
 
 TIMEOUT_SECONDS = 30.0
@@ -43,7 +45,10 @@ class Remote:
             self._http = httpx.Client(
                 base_url=self.url,
                 timeout=TIMEOUT_SECONDS,
-                headers={"Authorization": f"Bearer {folders.admin_token.read_text().strip()}"},
+                headers={
+                    "Authorization": f"Bearer {folders.admin_token.read_text().strip()}",
+                    HEADER: str(PROTOCOL_VERSION),
+                },
                 # A proxy of the environment cannot know this machine's own ports.
                 trust_env=not is_loopback(host),
             )

@@ -1,59 +1,16 @@
-"""What people see: tables and lines, made from the same values as --format json.
+"""What people see: tables and lines, made from the same values as --format json."""
 
-Names and reasons come from strangers: nothing in them reaches the terminal as a command.
-"""
-
-import json
-import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-
-import typer
-from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Sequence
 
 from coordinator.ledger.queries import Entry
-from coordinator.scheduling.requirements import amount, duration, short
+from coordinator.scheduling.requirements import short
 from protocol.admin import ConsideredView, WhyView
 from protocol.messages import AssignmentView, WorkerView
-
-PIPE_WIDTH = 1000
-"""Columns where nobody's screen is the limit, so that no line of a pipe is cut or wrapped."""
+from shared.tables import show, show_table
+from shared.words import amount, duration
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def show(text: str) -> None:
-    """A line of output."""
-    typer.echo(plain(text))
-
-
-def show_json(value: object) -> None:
-    """A value for programs."""
-    typer.echo(json.dumps(_plain_json(value), indent=2))
-
-
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table that uses the screen's width; into a pipe, one line a row."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
-    console = Console(file=sys.stdout, width=width, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        typer.echo(line.rstrip())
-
-
-def plain(text: str) -> str:
-    """Text without control characters, except for new lines."""
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def large(number: float, unit: str) -> str:
@@ -76,7 +33,7 @@ def show_workers(views: Sequence[WorkerView]) -> None:
                 view.device,
                 amount(view.free_memory_bytes),
                 large(view.flops_per_second, "FLOP/s"),
-                view.assignment or "",
+                ", ".join(view.assignments),
                 large(view.credit, "FLOP"),
                 f"{duration(view.age_seconds)} ago",
             )
@@ -105,7 +62,7 @@ def show_assignments(views: Sequence[AssignmentView]) -> None:
                 view.assignment,
                 view.state,
                 f"{view.domain} {view.kind}",
-                str(view.ffn_width),
+                str(view.ffn_width) if view.lora_rank is None else f"rank {view.lora_rank}",
                 f"{view.step}/{view.num_steps}",
                 f"{100 * view.step / view.num_steps:.0f} %",
                 "" if view.worker is None else short(view.worker),
@@ -194,11 +151,3 @@ def _counted(noun: str, counts: Counter[str]) -> str:
     total = sum(counts.values())
     parts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     return f"{total} {noun}{'' if total == 1 else 's'}" + (f": {parts}" if parts else "")
-
-
-def _plain_json(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, list | tuple):
-        return [_plain_json(one) for one in value]
-    return value

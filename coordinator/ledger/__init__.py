@@ -13,6 +13,7 @@ run          the run itself, its phase, its roles and where its network role lis
 domains      domains and their shards
 workers      registration, tokens, nonces, signs of life
 assignments  work to do: adding it, reading it, writing back what the lifecycle decided
+making       checkpoints that the coordinator makes itself
 leases       offer, acknowledge, renew, submit, release, expire
 operations   what the operator may do to workers and assignments
 requests     answers to repeated requests

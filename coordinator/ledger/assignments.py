@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, case, exists, func, select, text
 
@@ -16,7 +16,7 @@ from coordinator.lifecycle import Assignment
 from protocol.assignments import AssignmentState
 from protocol.blobs import BlobRef
 from protocol.digests import digest_bytes
-from protocol.specs import ExpertSpec
+from protocol.specs import ExpertSpec, Kind
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class AssignmentRow:
     def assignment(self) -> str:
         """Its id."""
         return self.standing.assignment
+
+    @property
+    def owner(self) -> str | None:
+        """The only worker that may hold it, as it alone has the text; None: anybody."""
+        return self.standing.owner
 
     @property
     def state(self) -> AssignmentState:
@@ -69,15 +74,17 @@ def add_assignment(
     shard: BlobRef,
     schemes: tuple[str, ...],
     now: float,
+    owner: str | None = None,
 ) -> str:
     """Add a spec to be trained and return the assignment's id.
 
     Equal specs are trained once: a repetition adds its schemes to the assignment that is there.
+    Only `owner` may hold it, None: anybody.
     Raises LedgerError when `shard` is not the spec's train shard.
     """
     if shard.digest != spec.train_shard:
         raise LedgerError(f"shard {shard.digest}: expected the spec's own, {spec.train_shard}")
-    assignment = f"a{spec.digest[:16]}"
+    assignment = original_of(spec)
     found = find_assignment(connection, assignment)
     if found is not None:
         merged = tuple(dict.fromkeys((*found.schemes, *schemes)))
@@ -86,7 +93,8 @@ def add_assignment(
             record(connection, "plan", changed(assignments, **values), now=now)
         return assignment
     rows = [added(specs, digest=spec.digest, body=spec.model_dump_json())]
-    rows.append(_new(assignment, spec, shard=shard, schemes=schemes, now=now))
+    standing = Assignment(assignment=assignment, owner=owner)
+    rows.append(new_assignment(standing, spec, shard=shard, schemes=schemes, now=now))
     record(connection, "plan", *rows, now=now)
     return assignment
 
@@ -100,14 +108,13 @@ def add_backup(connection: Connection, original: AssignmentRow, *, now: float) -
     number = connection.execute(query).scalar_one() + 1
     name = f"{original.assignment}:backup:{number}"
     assignment = f"a{digest_bytes(name.encode())[:16]}"
-    row = _new(
-        assignment,
+    row = new_assignment(
+        Assignment(assignment=assignment, excluded=original.standing.excluded),
         original.spec,
         shard=original.shard,
         schemes=original.schemes,
         now=now,
         backup_of=original.assignment,
-        excluded=original.standing.excluded,
     )
     record(connection, "plan", row, facts={"backup_of": original.assignment}, now=now)
     return assignment
@@ -170,19 +177,20 @@ def idle_backups(connection: Connection) -> tuple[AssignmentRow, ...]:
     return tuple(map(_assignment, _IDLE_BACKUPS.all(connection)))
 
 
-def count_by_state(
-    connection: Connection, *, kind: Literal["seed", "expert"] | None = None
-) -> dict[str, int]:
+def count_by_state(connection: Connection, *, kind: Kind | None = None) -> dict[str, int]:
     """State to how many originals are in it, of one kind or of both.
 
-    An original that its accepted backup overtook counts as accepted.
+    An original that its accepted backup overtook counts as accepted. Own data is left out: the
+    run does not wait for it.
     """
     twin = assignments.alias()
     overtaken = exists().where(
         twin.c.backup_of == assignments.c.assignment, twin.c.state == "accepted"
     )
     state = case((overtaken, "accepted"), else_=assignments.c.state)
-    query = select(state, func.count()).where(assignments.c.backup_of.is_(None))
+    query = select(state, func.count()).where(
+        assignments.c.backup_of.is_(None), assignments.c.owner.is_(None)
+    )
     if kind is not None:
         query = query.where(assignments.c.kind == kind)
     return {row[0]: row[1] for row in connection.execute(query.group_by(state))}
@@ -207,16 +215,22 @@ def store_expiry(connection: Connection, standing: Assignment) -> None:
     )
 
 
-def _new(  # noqa: PLR0913 - one column each
-    assignment: str,
+def original_of(spec: ExpertSpec) -> str:
+    """The id of the assignment of a spec that is no backup."""
+    return f"a{spec.digest[:16]}"
+
+
+def new_assignment(  # noqa: PLR0913 - one column each
+    standing: Assignment,
     spec: ExpertSpec,
     *,
     shard: BlobRef,
     schemes: tuple[str, ...],
     now: float,
     backup_of: str | None = None,
-    excluded: frozenset[str] = frozenset(),
+    reason: str = "",
 ) -> Row:
+    """What an entry writes of an assignment that was not there before."""
     return added(
         assignments,
         spec=spec.digest,
@@ -224,10 +238,11 @@ def _new(  # noqa: PLR0913 - one column each
         backup_of=backup_of,
         shard=shard.model_dump_json(),
         schemes=json.dumps(list(schemes)),
-        reason="",
+        reason=reason,
         created_at=now,
         changed_at=now,
-        **_columns(Assignment(assignment=assignment, excluded=excluded)),
+        owner=standing.owner,
+        **_columns(standing),
     )
 
 
@@ -276,6 +291,7 @@ def _assignment(row: Any) -> AssignmentRow:
             not_before=row.not_before,
             num_returns=row.num_returns,
             excluded=frozenset(_parse_words(row.excluded)),
+            owner=row.owner,
         ),
         spec=parse_spec(row.body),
         shard=_parse_ref(row.shard),

@@ -11,6 +11,10 @@ from coordinator.ledger.assignments import parse_spec
 from coordinator.ledger.entries import Row, changed
 from coordinator.ledger.prepared import Prepared
 from coordinator.ledger.tables import IS_LIVE, assignments, attempts, progress, specs
+from coordinator.seats import seat_of
+from coordinator.speeds import observed_speed
+from protocol.capability import MAX_DEVICES
+from protocol.specs import ExpertSpec
 from shared.sizing import step_flops
 
 MIN_OBSERVED_STEPS = 5
@@ -21,7 +25,8 @@ MIN_OBSERVED_STEPS = 5
 class Attempt:
     """One worker's try under one fencing number, with the progress that its heartbeats told.
 
-    `resumed_from` is the worker whose training checkpoint, of `resumed_step`, came with the offer.
+    `resumed_from` is the worker whose checkpoint, of `resumed_step`, training went on from: the one
+    that came with the offer, until the worker says that it had a later one of its own.
     `started_at` is when it was acknowledged, or offered before that.
     """
 
@@ -40,6 +45,12 @@ class Attempt:
     tokens_per_second: float
     started_at: float
     progressed_at: float
+    device_number: int = 0
+
+    @property
+    def seat(self) -> str:
+        """The device of its worker that tries."""
+        return seat_of(self.worker, self.device_number)
 
     @property
     def foreign_author(self) -> str | None:
@@ -65,7 +76,7 @@ def find_attempt(connection: Connection, assignment: str, fencing: int) -> Attem
 
 
 def live_attempts(connection: Connection, ids: Iterable[str] | None = None) -> tuple[Attempt, ...]:
-    """The attempts that hold a lease, at most one for each assignment and each worker.
+    """The attempts that hold a lease, at most one for each assignment and each device.
 
     `ids` are the assignments that are meant; None: all.
     """
@@ -76,10 +87,15 @@ def live_attempts(connection: Connection, ids: Iterable[str] | None = None) -> t
     return tuple(map(_attempt, connection.execute(query)))
 
 
-def live_lease_of(connection: Connection, worker: str) -> Attempt | None:
-    """The lease or offer that a worker holds."""
-    row = _LIVE_OF_WORKER.one(connection, worker=worker)
-    return None if row is None else _attempt(row)
+def live_lease_of(connection: Connection, worker: str, device_number: int = 0) -> Attempt | None:
+    """The lease or offer that a device of a worker holds."""
+    held = live_leases_of(connection, worker)
+    return next((one for one in held if one.device_number == device_number), None)
+
+
+def live_leases_of(connection: Connection, worker: str) -> tuple[Attempt, ...]:
+    """The leases and offers that a worker holds, by the number of the device."""
+    return tuple(map(_attempt, _LIVE_OF_WORKER.all(connection, worker=worker)))
 
 
 def newest_attempts(connection: Connection, ids: Iterable[str]) -> dict[str, Attempt]:
@@ -97,7 +113,7 @@ def newest_attempts(connection: Connection, ids: Iterable[str]) -> dict[str, Att
 def ran_out_of_memory(
     connection: Connection, ids: Iterable[str] | None = None
 ) -> dict[str, dict[str, int]]:
-    """Assignment to worker to the most free memory with which it ran out there, in bytes."""
+    """Assignment to seat to the most free memory with which it ran out there, in bytes."""
     found: dict[str, dict[str, int]] = {}
     rows = (
         connection.execute(_RAN_OUT)
@@ -106,8 +122,52 @@ def ran_out_of_memory(
     )
     for row in rows:
         of_one = found.setdefault(row.assignment, {})
-        of_one[row.worker] = max(of_one.get(row.worker, 0), row.free_memory_bytes)
+        seat = seat_of(row.worker, row.device_number)
+        of_one[seat] = max(of_one.get(seat, 0), row.free_memory_bytes)
     return found
+
+
+@dataclass(frozen=True)
+class MeasuredAttempt:
+    """What an attempt at a spec says of memory: how much was free, and what the trainer took."""
+
+    worker: str
+    spec: ExpertSpec
+    free_memory_bytes: int
+    peak_memory_bytes: int | None
+    device_number: int = 0
+
+    @property
+    def seat(self) -> str:
+        """The device of its worker that tried."""
+        return seat_of(self.worker, self.device_number)
+
+
+def out_of_memory(
+    connection: Connection, workers: Iterable[str] | None = None
+) -> tuple[MeasuredAttempt, ...]:
+    """Attempts that ran out of memory; `workers` None: everybody's."""
+    query = _MEASURED.where(attempts.c.reason == "out_of_memory")
+    if workers is not None:
+        query = query.where(attempts.c.worker.in_(list(workers)))
+    return tuple(map(_measured, connection.execute(query)))
+
+
+def memory_peaks(
+    connection: Connection, ids: Iterable[str] | None = None
+) -> tuple[MeasuredAttempt, ...]:
+    """The accepted attempts whose peak is known, oldest first; `ids` None: of all assignments.
+
+    Not those on own data: that they were accepted does not say that anything was trained.
+    """
+    query = _MEASURED.where(
+        attempts.c.peak_memory_bytes.is_not(None),
+        attempts.c.state == "accepted",
+        assignments.c.owner.is_(None),
+    )
+    if ids is not None:
+        query = query.where(attempts.c.assignment.in_(list(ids)))
+    return tuple(map(_measured, connection.execute(query)))
 
 
 def failed_by(connection: Connection, assignment: str, reason: str) -> list[str]:
@@ -139,23 +199,58 @@ def tries(connection: Connection, spec: str) -> Mapping[Attempted, Try]:
     }
 
 
-def observed_speeds(connection: Connection, ids: Iterable[str] | None = None) -> dict[str, float]:
-    """Worker to the FLOP/s that its newest attempts reached by our clock; `ids` None: of all.
-
-    Those attempts count that got some steps further since they were acknowledged.
-    """
-    rows = (
-        connection.execute(_PACES.order_by(attempts.c.offered_at))
-        if ids is None
-        else filter(None, (_PACE_OF.one(connection, worker=worker) for worker in ids))
+def handed_in(connection: Connection, spec: str, worker: str) -> Attempted | None:
+    """The attempt in which `worker` handed in an expert of `spec`, unless it was refused."""
+    query = (
+        select(attempts.c.assignment, attempts.c.fencing)
+        .join(assignments, assignments.c.assignment == attempts.c.assignment)
+        .where(
+            assignments.c.spec == spec,
+            attempts.c.worker == worker,
+            attempts.c.state.in_(("submitted", "accepted")),
+        )
+        .limit(1)
     )
-    return {row.worker: step_flops(parse_spec(row.body)) * row.steps / row.seconds for row in rows}
+    row = connection.execute(query).first()
+    return None if row is None else (row.assignment, row.fencing)
 
 
-def ended(assignment: str, fencing: int, *, state: str, reason: str, now: float) -> Row:
-    """The attempt moves on to `state`; a state that is not live frees its worker."""
+def observed_speeds(connection: Connection, ids: Iterable[str] | None = None) -> dict[str, float]:
+    """Seat to the FLOP/s that its newest attempts reached by our clock, but for their start.
+
+    `ids` are the workers that are meant, None: all. Those attempts count that got some steps
+    further since they were acknowledged.
+    """
+    rows: Iterable[Any]
+    if ids is None:
+        rows = connection.execute(_PACES.order_by(attempts.c.offered_at))
+    else:
+        rows = (row for one in ids for row in reversed(_PACES_OF.all(connection, worker=one)))
+    return {seat_of(row.worker, row.device_number): _speed(row) for row in rows}
+
+
+def ended(
+    assignment: str,
+    fencing: int,
+    *,
+    state: str,
+    reason: str,
+    now: float,
+    peak_memory_bytes: int | None = None,
+) -> Row:
+    """The attempt moves on to `state`; a state that is not live frees its worker.
+
+    `peak_memory_bytes` is what its trainer took of memory, as far as its worker says so.
+    """
+    peak = {} if peak_memory_bytes is None else {"peak_memory_bytes": peak_memory_bytes}
     return changed(
-        attempts, assignment=assignment, fencing=fencing, state=state, reason=reason, ended_at=now
+        attempts,
+        assignment=assignment,
+        fencing=fencing,
+        state=state,
+        reason=reason,
+        ended_at=now,
+        **peak,
     )
 
 
@@ -180,16 +275,35 @@ _BY_KEY = Prepared(
     )
 )
 _LIVE_OF = Prepared(_SELECT.where(IS_LIVE, attempts.c.assignment == bindparam("assignment")))
-_LIVE_OF_WORKER = Prepared(_SELECT.where(IS_LIVE, attempts.c.worker == bindparam("worker")))
+_LIVE_OF_WORKER = Prepared(
+    _SELECT.where(IS_LIVE, attempts.c.worker == bindparam("worker")).order_by(
+        attempts.c.device_number
+    )
+)
 _RAN_OUT = select(attempts).where(attempts.c.reason == "out_of_memory")
 _RAN_OUT_OF = Prepared(_RAN_OUT.where(attempts.c.assignment == bindparam("assignment")))
 
 
+_MEASURED = (
+    select(
+        attempts.c.worker,
+        attempts.c.free_memory_bytes,
+        attempts.c.peak_memory_bytes,
+        attempts.c.device_number,
+        specs.c.body,
+    )
+    .join(assignments, assignments.c.assignment == attempts.c.assignment)
+    .join(specs, specs.c.digest == assignments.c.spec)
+    .order_by(attempts.c.ended_at, attempts.c.assignment)
+)
+
 _PACES = (
     select(
         attempts.c.worker,
+        attempts.c.device_number,
         (progress.c.step - attempts.c.resumed_step).label("steps"),
         (progress.c.progressed_at - progress.c.started_at).label("seconds"),
+        progress.c.tokens_per_second,
         specs.c.body,
     )
     .join(progress, _SAME)
@@ -200,12 +314,32 @@ _PACES = (
         progress.c.progressed_at > progress.c.started_at,
     )
 )
-_PACE_OF = Prepared(
+_PACES_OF = Prepared(
     _PACES.where(attempts.c.worker == bindparam("worker"))
     .order_by(attempts.c.offered_at.desc())
-    .limit(1)
+    .limit(MAX_DEVICES)
 )
 _PROGRESSED = Prepared(_SELECT.where(IS_LIVE, progress.c.progressed_at >= bindparam("since")))
+
+
+def _speed(row: Any) -> float:
+    spec = parse_spec(row.body)
+    one_step = step_flops(spec)
+    return observed_speed(
+        flops=row.steps * one_step,
+        seconds=row.seconds,
+        told=row.tokens_per_second / spec.train.tokens_per_step * one_step,
+    )
+
+
+def _measured(row: Any) -> MeasuredAttempt:
+    return MeasuredAttempt(
+        row.worker,
+        parse_spec(row.body),
+        row.free_memory_bytes,
+        row.peak_memory_bytes,
+        row.device_number,
+    )
 
 
 def _attempt(row: Any) -> Attempt:
@@ -225,4 +359,5 @@ def _attempt(row: Any) -> Attempt:
         tokens_per_second=row.tokens_per_second,
         started_at=row.started_at,
         progressed_at=row.progressed_at,
+        device_number=row.device_number,
     )

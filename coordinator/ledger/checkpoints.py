@@ -166,7 +166,7 @@ def want_blobs(
     refs: tuple[BlobRef, ...] | list[BlobRef],
     now: float,
 ) -> None:
-    """Ask the worker of a checkpoint to upload these blobs over HTTP; empty: none any more."""
+    """Ask the worker of a checkpoint to upload these blobs; empty: none any more."""
     connection.execute(delete(wanted).where(wanted.c.checkpoint_id == checkpoint_id))
     for ref in {ref.digest: ref for ref in refs}.values():
         connection.execute(

@@ -46,6 +46,8 @@ def mark_durable(
     hold = _hold_submission if row.kind == "expert" else _hold_training
     state, others, unneeded = hold(connection, row, now)
     facts = {"assignment": row.assignment, "worker": row.worker, "step": row.step, "kind": row.kind}
+    if manifest.inexact_from is not None:
+        facts["inexact_from"] = manifest.inexact_from
     held = changed(
         checkpoints,
         checkpoint_id=checkpoint_id,

@@ -21,14 +21,17 @@ from protocol.digests import canonical_bytes, digest_bytes
 EntryKind = Literal[
     "run",
     "phase",
+    "round",
     "pause",
     "resume",
     "shard",
     "classify",
     "plan",
+    "make",
     "register",
     "offer",
     "acknowledge",
+    "begin",
     "announce",
     "durable",
     "supersede",
@@ -47,6 +50,9 @@ EntryKind = Literal[
     "undrain",
     "evaluate",
     "results",
+    "own-terms",
+    "own-offer",
+    "own-report",
 ]
 
 FIRST_PREVIOUS = "0" * 64

@@ -4,26 +4,36 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from coordinator import lifecycle
 from coordinator.ledger.assignments import get_assignment, standing_row, store_expiry
-from coordinator.ledger.attempts import ended
+from coordinator.ledger.attempts import ended, live_leases_of
 from coordinator.ledger.checkpoints import superseded
 from coordinator.ledger.entries import record
 from coordinator.ledger.prepared import Prepared
 from coordinator.ledger.run import beat_role, role_beats
-from coordinator.ledger.tables import assignments, checkpoints, progress
+from coordinator.ledger.tables import assignments, attempts, checkpoints, progress
 from coordinator.lifecycle import Assignment, Refused
 from protocol.assignments import AssignmentState
 
+TIMES = {
+    AssignmentState.OFFERED: "the offer",
+    AssignmentState.RUNNING: "the lease",
+    AssignmentState.SUBMITTED: "the time to collect it",
+}
 _DUE = Prepared(
     select(progress.c.assignment)
     .where(progress.c.expires_at <= bindparam("now"))
     .limit(bindparam("most"))
 )
 _UNCOLLECTED = Prepared(
-    select(assignments.c.assignment)
+    select(assignments.c.assignment, attempts.c.device_number)
     .join(
         progress,
         (progress.c.assignment == assignments.c.assignment)
         & (progress.c.fencing == assignments.c.fencing),
+    )
+    .join(
+        attempts,
+        (attempts.c.assignment == assignments.c.assignment)
+        & (attempts.c.fencing == assignments.c.fencing),
     )
     .where(
         assignments.c.worker == bindparam("worker"),
@@ -60,7 +70,7 @@ def expire_leases(
         record(
             connection,
             "expire",
-            standing_row(after, reason=f"{standing.state} ran out", now=now),
+            standing_row(after, reason=f"{TIMES[standing.state]} ran out", now=now),
             ended(assignment, standing.fencing, state="expired", reason="expired", now=now),
             *superseded(connection.execute(waiting).scalars(), now),
             facts=facts,
@@ -71,19 +81,14 @@ def expire_leases(
     return tuple(expired)
 
 
-def expire_lease_of(connection: Connection, worker: str, *, now: float) -> None:
-    """A worker's lease ends now, whatever time it had left: it may not take part any more."""
-    query = select(assignments.c.assignment).where(
-        assignments.c.worker == worker, assignments.c.state.in_(["offered", "running"])
-    )
-    held = connection.execute(query).scalar()
-    if held is None:
-        return
-    newest = (progress.c.assignment == held) & (
-        progress.c.fencing == get_assignment(connection, held).standing.fencing
-    )
-    connection.execute(update(progress).where(newest).values(expires_at=now))
-    expire_leases(connection, now)
+def expire_leases_of(connection: Connection, worker: str, *, now: float) -> None:
+    """A worker's leases end now, whatever time they had left: it may not take part any more."""
+    held = live_leases_of(connection, worker)
+    for one in held:
+        newest = (progress.c.assignment == one.assignment) & (progress.c.fencing == one.fencing)
+        connection.execute(update(progress).where(newest).values(expires_at=now))
+    if held:
+        expire_leases(connection, now)
 
 
 def extend_leases(connection: Connection, seconds: float) -> int:
@@ -104,19 +109,22 @@ def forgive_downtime(connection: Connection, *, now: float, tolerance_seconds: f
 
     A gap between signs of life of at most `tolerance_seconds` is normal and forgives nothing. The
     api calls this before it judges any lease, so that neither a restart nor a pause costs one.
+    Where the clock was set back by more than a lease lasts, leases are shortened by as much:
+    otherwise nobody would get the work of a worker that is gone until the clock was where it was.
     """
     last = role_beats(connection).get("api")
     gap = 0.0 if last is None else now - last
-    if gap <= tolerance_seconds:
+    if -lifecycle.LEASE_INTERVALS * tolerance_seconds <= gap <= tolerance_seconds:
         return 0.0
     extend_leases(connection, gap)
     beat_role(connection, "api", now)
-    return gap
+    return max(0.0, gap)
 
 
-def count_uncollected(connection: Connection, worker: str) -> int:
-    """How many submissions of a worker wait to be collected."""
-    return len(_uncollected(connection, worker))
+def count_uncollected(connection: Connection, worker: str, device_number: int | None = None) -> int:
+    """How many submissions of a device of a worker wait to be collected; None: of all of them."""
+    rows = _UNCOLLECTED.all(connection, worker=worker)
+    return sum(device_number in (None, row.device_number) for row in rows)
 
 
 def keep_submissions(

@@ -6,7 +6,7 @@ A refusal is a value, so that what was noted on the way (a spare submission) is 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, literal_column, select
 
 from coordinator import lifecycle
 from coordinator.ledger.assignments import (
@@ -16,7 +16,7 @@ from coordinator.ledger.assignments import (
     standing_row,
     store_expiry,
 )
-from coordinator.ledger.attempts import Attempt, ended, failed_by, find_attempt
+from coordinator.ledger.attempts import Attempt, ended, failed_by, find_attempt, handed_in
 from coordinator.ledger.checkpoints import (
     Announcement,
     announced,
@@ -25,20 +25,20 @@ from coordinator.ledger.checkpoints import (
     training_checkpoints,
 )
 from coordinator.ledger.collection import drop
+from coordinator.ledger.devices import device_speed
 from coordinator.ledger.ending import fail_assignment
 from coordinator.ledger.entries import EntryKind, Row, added, changed, record
+from coordinator.ledger.failing import TRAINER_FAILURES
 from coordinator.ledger.prepared import Prepared, insert_into, update_by_key
 from coordinator.ledger.tables import attempts, checkpoints, progress, receipts
 from coordinator.lifecycle import Assignment, Holder, Refused
+from coordinator.purposes import is_measurement
 from protocol.blobs import BlobRef
 from protocol.errors import ErrorCode
 from protocol.manifests import CheckpointManifest
 from protocol.messages import AssignmentHeartbeat, Release, ReleaseReason, Submission
 from shared.sizing import step_flops
-
-TRAINER_FAILURES: frozenset[ReleaseReason] = frozenset({"trainer_failed", "out_of_memory"})
-"""Typed errors of training itself; enough equal ones of proven workers fail the assignment."""
-
+from shared.training.ends import spec_ending_at
 
 _START = insert_into(
     progress,
@@ -52,6 +52,23 @@ _START = insert_into(
         "progressed_at",
     ),
 )
+_EARNED = Prepared(
+    select(receipts.c.entry)
+    .where(receipts.c.worker == bindparam("worker"), receipts.c.credit > 0)
+    .limit(1)
+)
+_SUSPICIOUS: tuple[ReleaseReason, ...] = ("trainer_failed", "diverged")
+_FAILED_ON_IT = Prepared(
+    select(attempts.c.worker)
+    .where(
+        attempts.c.assignment == bindparam("assignment"),
+        attempts.c.resumed_from == bindparam("author"),
+        attempts.c.worker.not_in((bindparam("author"), bindparam("worker"))),
+        attempts.c.state == "released",
+        attempts.c.reason.in_([literal_column(f"'{reason}'") for reason in _SUSPICIOUS]),
+    )
+    .limit(1)
+)
 _SUBMITTED = Prepared(
     select(checkpoints.c.checkpoint_id).where(
         checkpoints.c.assignment == bindparam("assignment"),
@@ -64,12 +81,13 @@ _SUBMITTED = Prepared(
 
 @dataclass(frozen=True, kw_only=True)
 class OfferTerms:
-    """Which assignment goes to which worker, why, and how much memory the worker had for it."""
+    """Which assignment goes to which device of which worker, why, and how much memory it had."""
 
     assignment: str
     worker: str
     free_memory_bytes: int
     reason: str
+    device_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,11 @@ class Offered:
 def offer_assignment(
     connection: Connection, terms: OfferTerms, *, now: float, heartbeat_seconds: float
 ) -> Offered | Refused:
-    """Offer an open assignment to a worker that holds no lease."""
+    """Offer an open assignment to a device that holds no lease.
+
+    Raises IntegrityError where it holds one, or where another device of the worker does and none of
+    the worker's work was accepted yet.
+    """
     row = get_assignment(connection, terms.assignment)
     after = lifecycle.offer(
         row.standing, worker=terms.worker, now=now, heartbeat_seconds=heartbeat_seconds
@@ -98,6 +120,8 @@ def offer_assignment(
         fencing=after.fencing,
         worker=terms.worker,
         state="offered",
+        device_number=terms.device_number,
+        newcomer=int(not is_proven(connection, terms.worker)),
         free_memory_bytes=terms.free_memory_bytes,
         offer_reason=terms.reason,
         offered_at=now,
@@ -119,6 +143,11 @@ def offer_assignment(
         progressed_at=now,
     )
     return Offered(row, after, resume.manifest if resume else None)
+
+
+def is_proven(connection: Connection, worker: str) -> bool:
+    """Whether some of a worker's work was accepted; on its own data that proves nothing."""
+    return _EARNED.value(connection, worker=worker) is not None
 
 
 def acknowledge_lease(
@@ -150,8 +179,8 @@ def renew_lease(  # noqa: PLR0913 - who beats, what it said, and by what it is j
     """A heartbeat: progress is noted, a newly named checkpoint is to be collected.
 
     The first one acknowledges an offer. A trainer that stands still loses its lease in the end,
-    however often its worker beats; `flops_per_second` is what its worker measured, to judge the
-    time before the first step.
+    however often its worker beats; `flops_per_second` is what its worker's first device measured,
+    to judge the time before the first step; what another one measured, the ledger knows.
     """
     row = find_assignment(connection, assignment)
     if row is None:
@@ -165,6 +194,10 @@ def renew_lease(  # noqa: PLR0913 - who beats, what it said, and by what it is j
         return _explained(connection, assignment, holder, running)
     attempt = find_attempt(connection, assignment, beat.fencing)
     assert attempt is not None, f"{assignment} has no attempt {beat.fencing}"
+    attempt = _note_start(connection, row, attempt, beat.first_step, now)
+    if attempt.device_number > 0:
+        measured = device_speed(connection, worker, attempt.device_number)
+        flops_per_second = flops_per_second if measured is None else measured
     advanced = attempt.step < beat.step <= row.spec.train.num_steps
     last = (beat.step, now) if advanced else (attempt.step, attempt.progressed_at)
     stalls_at = last[1] + lifecycle.stall_seconds(
@@ -219,8 +252,18 @@ def submit_expert(
         if after.code is ErrorCode.LEASE_LOST and attempt and attempt.worker == worker:
             keep_spare(connection, named, now)
         return _explained(connection, assignment, holder, after)
+    begun = find_attempt(connection, assignment, submission.fencing)
+    if begun is not None:
+        _note_start(connection, row, begun, submission.first_step, now)
     rows = [
-        ended(assignment, after.fencing, state="submitted", reason="", now=now),
+        ended(
+            assignment,
+            after.fencing,
+            state="submitted",
+            reason="",
+            now=now,
+            peak_memory_bytes=submission.peak_memory_bytes,
+        ),
         *announced(connection, named, now),
     ]
     _record(connection, "submit", after, *rows, reason="waiting to be collected", now=now)
@@ -242,9 +285,12 @@ def release_lease(
 ) -> Assignment | Refused:
     """The worker gives its lease back, naming its newest checkpoint; harmless when repeated.
 
-    Where training failed right from another worker's checkpoint on, that one is suspect: its author
-    is excluded and the next attempt starts afresh. Where proven workers failed `max_attempts` times
-    with the same typed error, the assignment has failed.
+    Where training failed right from another worker's checkpoint on, or later and not for the first
+    worker, that one is suspect: its author is excluded and the next attempt starts afresh. Numbers
+    can be such that they ruin a training only after some steps. Where proven workers failed
+    `max_attempts` times with the same typed error, the assignment has failed. What is there to be
+    measured alone goes to trusted workers only: it has failed when it diverged `max_attempts`
+    times, whoever saw it.
     """
     row = find_assignment(connection, assignment)
     if row is None:
@@ -259,11 +305,22 @@ def release_lease(
     after = lifecycle.release(row.standing, holder, now=now)
     if isinstance(after, Refused):
         return _explained(connection, assignment, holder, after)
-    rows = [ended(assignment, release.fencing, state="released", reason=release.reason, now=now)]
+    peak = release.peak_memory_bytes if release.reason == "out_of_memory" else None
+    rows = [
+        ended(
+            assignment,
+            release.fencing,
+            state="released",
+            reason=release.reason,
+            now=now,
+            peak_memory_bytes=peak,
+        )
+    ]
     rows += _named_training(
         connection, row.standing, release.checkpoint, release.checkpoint_step, now
     )
-    if release.reason == "trainer_failed" and attempt is not None and _failed_at_once(attempt):
+    suspicious = release.reason in _SUSPICIOUS
+    if suspicious and attempt is not None and _is_built_on_sand(connection, attempt):
         assert attempt.resumed_from is not None
         after = lifecycle.exclude(after, attempt.resumed_from)
         # Their blobs go with the assignment's next checkpoint or its end.
@@ -295,6 +352,34 @@ def _acknowledge(
     return after
 
 
+def _note_start(
+    connection: Connection, row: AssignmentRow, attempt: Attempt, first_step: int | None, now: float
+) -> Attempt:
+    """The attempt, as its worker says that it began: later than the checkpoint of its offer.
+
+    It went on from the end of a shorter training of the same curve that it handed in, where there
+    is one of so many steps, whose steps were credited with that; else from an own checkpoint that
+    the coordinator does not hold. Only what comes before any progress is heeded, and nothing that
+    would take steps from the worker whose checkpoint was offered.
+    """
+    if first_step is None or not attempt.resumed_step < first_step <= row.spec.train.num_steps:
+        return attempt
+    if attempt.step > attempt.resumed_step or attempt.foreign_author is not None:
+        return attempt
+    values: dict[str, object] = {"resumed_step": first_step}
+    if attempt.resumed_from is None:
+        shorter = spec_ending_at(row.spec, first_step).digest
+        is_shorter = first_step < row.spec.train.num_steps
+        prefix = handed_in(connection, shorter, attempt.worker) if is_shorter else None
+        values["resumed_from"] = attempt.worker
+        if prefix is not None:
+            values |= {"resumed_assignment": prefix[0], "resumed_fencing": prefix[1]}
+    key = {"assignment": attempt.assignment, "fencing": attempt.fencing}
+    written = changed(attempts, **key, **values)
+    record(connection, "begin", written, facts={**key, "step": first_step}, now=now)
+    return replace(attempt, resumed_from=attempt.worker, resumed_step=first_step)
+
+
 def _step_seconds(
     attempt: Attempt, row: AssignmentRow, last: tuple[int, float], flops_per_second: float
 ) -> float:
@@ -305,8 +390,13 @@ def _step_seconds(
     return step_flops(row.spec) / flops_per_second
 
 
-def _failed_at_once(attempt: Attempt) -> bool:
-    return attempt.foreign_author is not None and attempt.step <= attempt.resumed_step
+def _is_built_on_sand(connection: Connection, attempt: Attempt) -> bool:
+    """Whether an attempt that failed may have done so for another's checkpoint."""
+    author = attempt.foreign_author
+    if author is None or attempt.step <= attempt.resumed_step:
+        return author is not None
+    key = {"assignment": attempt.assignment, "author": author, "worker": attempt.worker}
+    return _FAILED_ON_IT.value(connection, **key) is not None
 
 
 def _fail_if_broken(
@@ -320,7 +410,14 @@ def _fail_if_broken(
     if reason not in TRAINER_FAILURES:
         return
     workers = failed_by(connection, assignment, reason)
-    query = select(receipts.c.worker).where(receipts.c.worker.in_(workers)).distinct()
+    row = get_assignment(connection, assignment)
+    if reason == "diverged" and is_measurement(row.schemes):
+        if len(workers) >= max_attempts:
+            words = f"the training diverged in {len(workers)} attempts"
+            fail_assignment(connection, row, reason=words, now=now)
+        return
+    earned = receipts.c.worker.in_(workers) & (receipts.c.credit > 0)
+    query = select(receipts.c.worker).where(earned).distinct()
     proven = set(connection.execute(query).scalars())
     if lifecycle.is_broken(workers, proven=proven, max_attempts=max_attempts):
         row = get_assignment(connection, assignment)

@@ -13,7 +13,7 @@ from coordinator.ledger.assignments import (
     live_twins,
 )
 from coordinator.ledger.ending import cancel_assignment, fail_assignment, retry_assignment
-from coordinator.ledger.expiry import expire_lease_of
+from coordinator.ledger.expiry import expire_leases_of
 from coordinator.ledger.results import accepted_of
 from coordinator.ledger.workers import Mark, WorkerRow, find_worker, mark_worker
 from coordinator.lifecycle import Assignment, Refused
@@ -43,7 +43,7 @@ def treat_worker(
     if not _holds_already(found, verb):
         mark_worker(connection, worker, verb, reason=reason, now=now)
     if verb == "ban":
-        expire_lease_of(connection, worker, now=now)
+        expire_leases_of(connection, worker, now=now)
     return find_worker(connection, worker)
 
 

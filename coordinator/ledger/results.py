@@ -29,9 +29,11 @@ from coordinator.ledger.domains import DomainRow, all_domains
 from coordinator.ledger.ending import cancel_assignment
 from coordinator.ledger.entries import Row, added, changed, next_number, record
 from coordinator.ledger.errors import LedgerError
+from coordinator.ledger.failing import Failing, failing
 from coordinator.ledger.run import get_run
 from coordinator.ledger.tables import (
     assignments,
+    attempts,
     checkpoints,
     evaluations,
     receipts,
@@ -41,6 +43,7 @@ from coordinator.ledger.tables import (
 from coordinator.names import checkpoint_name
 from coordinator.scoring.verification import Accepted, Decision, Rejected
 from protocol.assignments import AssignmentState
+from protocol.ids import Digest
 from protocol.manifests import CheckpointManifest
 from protocol.messages import Phase, ResultTable
 from protocol.specs import ExpertSpec
@@ -56,17 +59,22 @@ class SubmissionRow:
     worker: str
     spec: ExpertSpec
     manifest: CheckpointManifest
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
 class AcceptedRow:
-    """The canonical checkpoint of a spec. `folder` is relative to the run's own."""
+    """The canonical checkpoint of a spec. `folder` is relative to the run's own.
+
+    `owner` alone has the text that it was trained on; None: the text is the run's.
+    """
 
     spec: ExpertSpec
     manifest: CheckpointManifest
     manifest_digest: str
     worker: str
     folder: str
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,19 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """All that decides what the run does next."""
+    """All that decides what the run does next.
+
+    `diverged` are the specs of failed assignments whose last attempt found no finite loss.
+    `failing` are those that are still tried, though they failed before.
+    """
 
     phase: Phase
     domains: tuple[DomainRow, ...]
     assignments: tuple[AssignmentRow, ...]
     evaluations: tuple[EvaluationRow, ...]
     results: ResultTable | None
+    diverged: frozenset[Digest] = frozenset()
+    failing: tuple[Failing, ...] = ()
 
 
 def expert_folder(spec: ExpertSpec) -> str:
@@ -100,7 +114,7 @@ def expert_folder(spec: ExpertSpec) -> str:
 def durable_submissions(connection: Connection) -> list[SubmissionRow]:
     """Submissions that were collected and wait for their verification, oldest first."""
     query = (
-        select(checkpoints, specs.c.body.label("spec_body"))
+        select(checkpoints, specs.c.body.label("spec_body"), assignments.c.owner)
         .join(
             assignments,
             (assignments.c.assignment == checkpoints.c.assignment)
@@ -121,6 +135,7 @@ def durable_submissions(connection: Connection) -> list[SubmissionRow]:
             worker=row.worker,
             spec=parse_spec(row.spec_body),
             manifest=CheckpointManifest.model_validate_json(row.body),
+            owner=row.owner,
         )
         for row in connection.execute(query)
     ]
@@ -138,8 +153,10 @@ def record_verification(
 
     Accepted, it earns receipts, and a backup or the original that it overtook is cancelled. Not
     accepted, the assignment is open again for other workers and starts afresh: the training
-    checkpoints that led there are dropped. Returns the digests of blobs that may now be deleted.
-    Raises LedgerError when there is no such submission.
+    checkpoints that led there are dropped. On own data nobody else can start afresh: then it is
+    cancelled, and what is accepted earns no credit, as nothing proves that it was trained. Returns
+    the digests of blobs that may now be deleted. Raises LedgerError when there is no such
+    submission.
     """
     found = get_assignment(connection, assignment)
     submission = _submission(connection, assignment, fencing)
@@ -187,6 +204,10 @@ def record_verification(
     unneeded |= set(unneeded_blobs(connection, superseded_training(connection, assignment)))
     if isinstance(decision, Rejected):
         unneeded |= set(unneeded_blobs(connection, [submission.checkpoint_id]))
+    if found.owner is not None and not is_accepted:
+        row = get_assignment(connection, assignment)
+        words = f"{outcome}: {reason}"
+        unneeded |= set(cancel_assignment(connection, row, reason=words, now=now))
     return tuple(sorted(unneeded))
 
 
@@ -229,7 +250,7 @@ def _earned(connection: Connection, found: AssignmentRow, manifest: str, now: fl
             spec=spec.digest,
             manifest=manifest,
             num_steps=steps,
-            credit=step_flops(spec) * steps,
+            credit=0.0 if found.owner is not None else step_flops(spec) * steps,
             accepted_at=now,
         )
         for worker, steps in done.items()
@@ -324,11 +345,25 @@ def snapshot(connection: Connection) -> RunSnapshot:
         assignments=_canonical(all_assignments(connection)),
         evaluations=all_evaluations(connection),
         results=newest_results(connection),
+        diverged=_diverged(connection),
+        failing=failing(connection),
     )
 
 
+def _diverged(connection: Connection) -> frozenset[Digest]:
+    newest = (attempts.c.assignment == assignments.c.assignment) & (
+        attempts.c.fencing == assignments.c.fencing
+    )
+    query = (
+        select(assignments.c.spec)
+        .join(attempts, newest)
+        .where(assignments.c.state == "failed", attempts.c.reason == "diverged")
+    )
+    return frozenset(connection.execute(query).scalars())
+
+
 _ACCEPTED = (
-    select(checkpoints, specs.c.digest, specs.c.body.label("spec_body"))
+    select(checkpoints, specs.c.digest, specs.c.body.label("spec_body"), assignments.c.owner)
     .join(assignments, assignments.c.assignment == checkpoints.c.assignment)
     .join(specs, specs.c.digest == assignments.c.spec)
     .where(checkpoints.c.state == "accepted")
@@ -343,6 +378,7 @@ def _accepted(row: Found[Any]) -> AcceptedRow:
         manifest_digest=row.manifest_digest,
         worker=row.worker,
         folder=expert_folder(spec),
+        owner=row.owner,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 
 from sqlalchemy import Connection, select, update
@@ -12,6 +13,7 @@ from coordinator.ledger.prepared import Prepared
 from coordinator.ledger.tables import roles
 from coordinator.ledger.tables import run as _run
 from protocol.messages import Phase
+from protocol.owndata import OwnDataTerms
 
 Role = Literal["api", "network", "scorer"]
 ROLES: tuple[Role, ...] = ("api", "network", "scorer")
@@ -101,6 +103,12 @@ def set_phase(connection: Connection, phase: Phase, reason: str, now: float) -> 
     connection.execute(update(_run).values(phase_reason=reason))
 
 
+def set_round(connection: Connection, number: int, *, now: float) -> None:
+    """The round that experts are trained in, or that is to be. Harmless when repeated."""
+    if get_run(connection).round != number:
+        record(connection, "round", changed(_run, id=_ONLY, round=number), now=now)
+
+
 def set_paused(connection: Connection, paused: bool, *, reason: str, now: float) -> None:
     """The operator stops or resumes new offers; running leases go on. Harmless when repeated."""
     if get_run(connection).paused == paused:
@@ -115,6 +123,24 @@ def set_network(
     """Where the network role listens: full multiaddresses, and the base URL of its HTTP port."""
     connection.execute(update(_run).values(maddrs=json.dumps(list(maddrs)), blob_url=blob_url))
     beat_role(connection, "network", now)
+
+
+def set_own_data_terms(connection: Connection, terms: OwnDataTerms | None, *, now: float) -> None:
+    """What the run does with own data; None: it takes none. Harmless when repeated."""
+    if own_data_terms(connection) != terms:
+        body = None if terms is None else terms.model_dump_json()
+        record(connection, "own-terms", changed(_run, id=_ONLY, own_data=body), now=now)
+
+
+def own_data_terms(connection: Connection) -> OwnDataTerms | None:
+    """What the run does with own data; None: it takes none, or its seeds are not planned yet."""
+    row = _THE_RUN.one(connection)
+    return None if row is None or row.own_data is None else _parse_terms(row.own_data)
+
+
+@lru_cache(maxsize=4)
+def _parse_terms(body: str) -> OwnDataTerms:
+    return OwnDataTerms.model_validate_json(body)
 
 
 def beat_role(connection: Connection, role: Role, now: float) -> None:

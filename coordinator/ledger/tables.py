@@ -6,6 +6,8 @@ Columns marked VOLATILE and the *volatile tables* (heartbeats, tokens, remembere
 outside of that: they change often and decide nothing that must be proved later.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -44,6 +46,7 @@ run = Table(
     Column("phase_reason", Text, nullable=False, server_default="", info=VOLATILE),
     Column("maddrs", Text, nullable=False, server_default="[]", info=VOLATILE),
     Column("blob_url", Text, info=VOLATILE),
+    Column("own_data", Text),
 )
 
 domains = Table(
@@ -75,7 +78,7 @@ assignments = Table(
     metadata,
     Column("assignment", String(17), primary_key=True),
     Column("spec", ForeignKey("specs.digest"), nullable=False),
-    Column("kind", String(8), nullable=False),
+    Column("kind", String(16), nullable=False),
     Column("backup_of", ForeignKey("assignments.assignment"), index=True),
     Column("shard", Text, nullable=False),
     Column("schemes", Text, nullable=False),
@@ -88,9 +91,11 @@ assignments = Table(
     Column("reason", Text, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("changed_at", Float, nullable=False),
+    Column("owner", String(64)),
     Index("assignments_by_worker", "worker", "state"),
     Index("assignments_by_spec", "spec"),
 )
+"""`owner` alone has the text and may hold the assignment; NULL: anybody."""
 
 workers = Table(
     "workers",
@@ -111,6 +116,9 @@ attempts = Table(
     Column("worker", ForeignKey("workers.worker"), nullable=False),
     Column("state", String(16), nullable=False),
     Column("free_memory_bytes", BigInteger, nullable=False),
+    Column("peak_memory_bytes", BigInteger),
+    Column("device_number", Integer, nullable=False, server_default="0"),
+    Column("newcomer", Integer, nullable=False, server_default="1"),
     Column("offer_reason", Text, nullable=False),
     Column("offered_at", Float, nullable=False),
     Column("ended_at", Float),
@@ -121,6 +129,7 @@ attempts = Table(
     Column("reason", Text, nullable=False),
     Index("attempts_by_worker", "worker", "offered_at"),
 )
+"""`newcomer`: none of the worker's work was accepted yet when it was offered."""
 
 checkpoints = Table(
     "checkpoints",
@@ -184,6 +193,19 @@ receipts = Table(
 )
 """What accepted work earned: `credit` in training FLOPs, for the `num_steps` that a worker did."""
 
+own_domains = Table(
+    "own_domains",
+    metadata,
+    Column("domain", String(63), primary_key=True),
+    Column("worker", ForeignKey("workers.worker"), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("assignment", ForeignKey("assignments.assignment")),
+    Column("perplexity_before", Float),
+    Column("perplexity_after", Float),
+    Column("offered_at", Float, nullable=False),
+)
+"""Domains whose text stays with their worker. The perplexities are what it reported."""
+
 entries = Table(
     "entries",
     metadata,
@@ -227,6 +249,17 @@ presence = Table(
     Column("waits_since", Float),
 )
 """A worker's newest sign of life, and what it said of itself. `allowed_at`: its rate limit."""
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("worker", ForeignKey("workers.worker"), primary_key=True),
+    Column("device_number", Integer, primary_key=True, autoincrement=False),
+    Column("capability", Text, nullable=False),
+    Column("asked_at", Float),
+    Column("waits_since", Float),
+)
+"""What `presence` holds of a worker's device 0, of its others."""
 
 wanted = Table(
     "wanted",
@@ -275,22 +308,28 @@ STATE_TABLES = (
     evaluations,
     results,
     receipts,
+    own_domains,
 )
 
 
-def _unique_where(name: str, column: Column[str], condition: str) -> None:
+def _unique_where(name: str, *columns: Column[Any], condition: str) -> None:
     where = text(condition)
-    Index(name, column, unique=True, sqlite_where=where, postgresql_where=where)
+    Index(name, *columns, unique=True, sqlite_where=where, postgresql_where=where)
 
 
 _LIVE = "state IN ('offered', 'running')"
 
-_unique_where("one_live_lease_an_assignment", attempts.c.assignment, _LIVE)
-_unique_where("one_live_lease_a_worker", attempts.c.worker, _LIVE)
-_unique_where("one_original_a_spec", assignments.c.spec, "backup_of IS NULL")
-_unique_where("one_accepted_a_spec", assignments.c.spec, "state = 'accepted'")
+_NEWCOMER = f"{_LIVE} AND newcomer = 1"
+
+_unique_where("one_live_lease_an_assignment", attempts.c.assignment, condition=_LIVE)
+_unique_where(
+    "one_live_lease_a_device", attempts.c.worker, attempts.c.device_number, condition=_LIVE
+)
+_unique_where("one_live_lease_a_newcomer", attempts.c.worker, condition=_NEWCOMER)
+_unique_where("one_original_a_spec", assignments.c.spec, condition="backup_of IS NULL")
+_unique_where("one_accepted_a_spec", assignments.c.spec, condition="state = 'accepted'")
 _unique_where(
     "one_backup_an_assignment",
     assignments.c.backup_of,
-    "state IN ('open', 'offered', 'running', 'submitted')",
+    condition="state IN ('open', 'offered', 'running', 'submitted')",
 )

@@ -80,18 +80,19 @@ def worker_views(
     views = []
     for worker in rows:
         online = is_online(worker, now=now, heartbeat_seconds=heartbeat_seconds)
-        assignment = leases.get(worker.worker)
+        held = leases.get(worker.worker, ())
         accepted, credit = earned.get(worker.worker, (0, 0.0))
         views.append(
             WorkerView(
                 worker=worker.worker,
                 name=worker.name,
-                state=worker_state(worker, online=online, works=assignment is not None),
+                state=worker_state(worker, online=online, works=bool(held)),
                 draining=worker.draining,
                 device=worker.capability.device,
                 free_memory_bytes=worker.capability.free_memory_bytes,
                 flops_per_second=worker.capability.flops_per_second,
-                assignment=assignment,
+                assignment=held[0] if held else None,
+                assignments=held,
                 accepted=accepted,
                 credit=credit,
                 age_seconds=max(0.0, now - worker.seen_at),
@@ -120,17 +121,23 @@ def count_workers(
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def leases_of(connection: Connection, ids: Collection[str]) -> dict[str, str]:
-    """Worker to the assignment it holds a lease of, for these workers."""
-    query = select(attempts.c.worker, attempts.c.assignment).where(
-        attempts.c.worker.in_(ids), IS_LIVE
+def leases_of(connection: Connection, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Worker to the assignments it holds leases of, by device, for these workers."""
+    query = (
+        select(attempts.c.worker, attempts.c.assignment)
+        .where(attempts.c.worker.in_(ids), IS_LIVE)
+        .order_by(attempts.c.device_number)
     )
-    return {row.worker: row.assignment for row in connection.execute(query)}
+    found: dict[str, tuple[str, ...]] = {}
+    for row in connection.execute(query):
+        found[row.worker] = (*found.get(row.worker, ()), row.assignment)
+    return found
 
 
 def proven_workers(connection: Connection) -> set[str]:
-    """Workers some of whose work was accepted."""
-    return set(connection.execute(select(receipts.c.worker).distinct()).scalars())
+    """Workers some of whose work was accepted; on their own data it proves nothing."""
+    query = select(receipts.c.worker).where(receipts.c.credit > 0).distinct()
+    return set(connection.execute(query).scalars())
 
 
 def earned_by(connection: Connection, ids: Collection[str]) -> dict[str, tuple[int, float]]:
@@ -167,6 +174,7 @@ def assignment_views(
                 kind=row.spec.kind,
                 domain=row.spec.domain,
                 ffn_width=row.spec.shape.ffn_width,
+                lora_rank=row.spec.lora_rank,
                 num_steps=row.spec.train.num_steps,
                 state=row.state,
                 worker=row.standing.worker,
@@ -252,11 +260,13 @@ def expert_views(connection: Connection) -> list[ExpertView]:
                     kind=row.spec.kind,
                     domain=row.spec.domain,
                     ffn_width=row.spec.shape.ffn_width,
+                    lora_rank=row.spec.lora_rank,
                     num_steps=row.spec.train.num_steps,
                     worker=expert.worker,
                     manifest=expert.manifest_digest,
                     schemes=row.schemes,
                     folder=expert.folder,
+                    self_reported=expert.owner is not None,
                 )
             )
     return views

@@ -2,6 +2,7 @@
 
 from sqlalchemy import Connection, select
 
+from coordinator.ledger.run import own_data_terms
 from coordinator.ledger.tables import (
     IS_LIVE,
     assignments,
@@ -21,8 +22,8 @@ def may_read(connection: Connection, digest: str, peer: str) -> bool:
     """Whether `peer` may read a blob.
 
     Train and dev shards and accepted experts: anyone who is not banned. A durable training
-    checkpoint: the holder of its assignment's lease, or of a backup's. Gate and test shards, and
-    all else: nobody.
+    checkpoint: the holder of its assignment's lease, or of a backup's. The tokenizer: anyone,
+    where the run takes own data. Gate and test shards, and all else: nobody.
     """
     banned = select(workers.c.worker).where(workers.c.worker == peer, workers.c.banned != 0)
     if connection.execute(banned).first() is not None:
@@ -32,6 +33,9 @@ def may_read(connection: Connection, digest: str, peer: str) -> bool:
     )
     if splits:
         return splits <= set(PUBLIC_SPLITS)
+    terms = own_data_terms(connection)
+    if terms is not None and terms.tokenizer.digest == digest:
+        return True
     named = (
         select(checkpoints.c.assignment)
         .join(checkpoint_blobs, checkpoint_blobs.c.checkpoint_id == checkpoints.c.checkpoint_id)

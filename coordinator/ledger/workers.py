@@ -1,7 +1,7 @@
 """Workers: registration, tokens, used nonces, signs of life, and what the operator said of them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -10,7 +10,8 @@ from sqlalchemy import Connection, bindparam, delete, select
 
 from coordinator.ledger.entries import added, changed, record
 from coordinator.ledger.prepared import Prepared, insert_into, update_by_key
-from coordinator.ledger.tables import IS_LIVE, attempts, nonces, presence, workers
+from coordinator.ledger.tables import nonces, presence, workers
+from coordinator.seats import seat_of
 from protocol.capability import Capability
 from protocol.digests import digest_value
 
@@ -26,10 +27,11 @@ _MARKS: dict[Mark, tuple[str, int]] = {
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """A registered worker. `asked_at` is when it last asked for work.
+    """A registered worker, as one of its devices: the first, unless it is said otherwise.
 
-    `waits_since` is when it was first told to leave open work to others, None after an offer.
-    `cached` are digests of inputs that it said it holds. `allowed_at` is its rate limit's.
+    `capability` is what that device offers, `asked_at` when it last asked for work. `waits_since`
+    is when it was first told to leave open work to others, None after an offer. `cached` are
+    digests of inputs that the worker said it holds. `allowed_at` is its rate limit's.
     """
 
     worker: str
@@ -47,6 +49,12 @@ class WorkerRow:
     draining: bool = False
     cached: frozenset[str] = frozenset()
     allowed_at: float = 0.0
+    device_number: int = 0
+
+    @property
+    def seat(self) -> str:
+        """The device, by a name that no other has."""
+        return seat_of(self.worker, self.device_number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,39 +139,31 @@ def mark_worker(
 def worker_of_token(connection: Connection, token_digest: str) -> WorkerRow | None:
     """Whose token has this SHA-256."""
     row = _OF_TOKEN.one(connection, token=token_digest)
-    return None if row is None else _worker(row)
+    return None if row is None else read_worker(row)
 
 
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
     """The worker with this peer id."""
     row = _BY_ID.one(connection, worker=worker)
-    return None if row is None else _worker(row)
+    return None if row is None else read_worker(row)
 
 
 def some_workers(
     connection: Connection, *, after: str = "", limit: int = 1000
 ) -> tuple[WorkerRow, ...]:
     """Up to `limit` workers whose peer id comes after `after`, by peer id."""
-    query = _SELECT.where(workers.c.worker > after).order_by(workers.c.worker).limit(limit)
-    return tuple(map(_worker, connection.execute(query)))
+    query = WORKERS.where(workers.c.worker > after).order_by(workers.c.worker).limit(limit)
+    return tuple(map(read_worker, connection.execute(query)))
 
 
-def active_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, ...]:
-    """Workers that were seen after `since` or hold a lease, by peer id."""
-    busy = select(attempts.c.worker).where(IS_LIVE)
-    query = _SELECT.where((presence.c.seen_at >= since) | workers.c.worker.in_(busy))
-    return tuple(map(_worker, connection.execute(query.order_by(workers.c.worker))))
+def dialled_workers(connection: Connection, *, since: float, limit: int) -> tuple[str, ...]:
+    """An address of each of up to `limit` workers that others can dial, seen last first.
 
-
-def seen_workers(connection: Connection, *, since: float) -> tuple[WorkerRow, ...]:
-    """Workers that were seen at `since` or later, in no order."""
-    return tuple(map(_worker, connection.execute(_SELECT.where(presence.c.seen_at >= since))))
-
-
-def these_workers(connection: Connection, ids: Iterable[str]) -> tuple[WorkerRow, ...]:
-    """The workers with these peer ids, in no order; unknown ones are left out."""
-    found = (find_worker(connection, worker) for worker in ids)
-    return tuple(row for row in found if row is not None)
+    It is what the worker says of itself; one that names another peer is left out.
+    """
+    rows = _DIALLED.all(connection, since=since, limit=limit)
+    said = ((row.worker, _parse_words(row.maddrs)[0]) for row in rows)
+    return tuple(maddr for worker, maddr in said if maddr.endswith(f"/p2p/{worker}"))
 
 
 def see_worker(connection: Connection, worker: str, sighting: Sighting, now: float) -> None:
@@ -187,14 +187,6 @@ def set_capability(connection: Connection, worker: str, capability: Capability) 
     update_presence(connection, worker, {"capability": capability.model_dump_json()})
 
 
-def set_asked(
-    connection: Connection, worker: str, at: float | None, *, waits_since: float | None = None
-) -> None:
-    """When the worker last asked for work, None: it is not expected to ask again; and since when
-    it is told to leave open work to others, None: it is not."""
-    update_presence(connection, worker, {"asked_at": at, "waits_since": waits_since})
-
-
 def set_certificate(connection: Connection, worker: str, expires_at: float) -> None:
     """Until when the newest certificate of the worker holds."""
     update_presence(connection, worker, {"certificate_expires_at": expires_at})
@@ -206,7 +198,7 @@ def update_presence(connection: Connection, worker: str, values: Mapping[str, An
     update_by_key(presence, tuple(values)).run(connection, key_worker=worker, **new)
 
 
-_SELECT = select(workers, *(c for c in presence.c if c.name != "worker")).join(
+WORKERS = select(workers, *(c for c in presence.c if c.name != "worker")).join(
     presence, presence.c.worker == workers.c.worker
 )
 
@@ -214,12 +206,21 @@ _SELECT = select(workers, *(c for c in presence.c if c.name != "worker")).join(
 _NONCE = Prepared(select(nonces.c.nonce).where(nonces.c.nonce == bindparam("nonce")))
 _USE_NONCE = insert_into(nonces, ("nonce", "expires_at"))
 _KNOWN = Prepared(select(workers.c.worker).where(workers.c.worker == bindparam("worker")))
-_OF_TOKEN = Prepared(_SELECT.where(presence.c.token_digest == bindparam("token")))
-_BY_ID = Prepared(_SELECT.where(workers.c.worker == bindparam("worker")))
+_OF_TOKEN = Prepared(WORKERS.where(presence.c.token_digest == bindparam("token")))
+_BY_ID = Prepared(WORKERS.where(workers.c.worker == bindparam("worker")))
+_DIALLED = Prepared(
+    select(presence.c.worker, presence.c.maddrs)
+    .join(workers, workers.c.worker == presence.c.worker)
+    .where(presence.c.seen_at >= bindparam("since"))
+    .where(presence.c.maddrs != "[]", workers.c.banned == 0)
+    .order_by(presence.c.seen_at.desc())
+    .limit(bindparam("limit"))
+)
 
 
 @lru_cache(maxsize=16_384)
-def _parse_capability(body: str) -> Capability:
+def parse_capability(body: str) -> Capability:
+    """A capability from its JSON text, parsed once."""
     return Capability.model_validate_json(body)
 
 
@@ -228,12 +229,13 @@ def _parse_words(body: str) -> tuple[str, ...]:
     return tuple(json.loads(body))
 
 
-def _worker(row: Any) -> WorkerRow:
+def read_worker(row: Any) -> WorkerRow:
+    """A row of WORKERS, as the worker's first device."""
     return WorkerRow(
         worker=row.worker,
         name=row.name,
         software_version=row.software_version,
-        capability=_parse_capability(row.capability),
+        capability=parse_capability(row.capability),
         maddrs=_parse_words(row.maddrs),
         token_expires_at=row.token_expires_at,
         certificate_expires_at=row.certificate_expires_at,

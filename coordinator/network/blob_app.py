@@ -11,8 +11,10 @@ store it was given and nothing of sealed blobs, which lie elsewhere.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -21,57 +23,71 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from coordinator.api.limits import TooFast, meter
 from coordinator.urls import Purpose, SignedQuery, UrlRefused, check_url
 from protocol.blobs import MAX_PIECES, BlobRef, PieceList
 from protocol.digests import PIECE_BYTES
 from protocol.errors import HTTP_STATUS, ErrorBody, ErrorCode
 from protocol.ids import Digest
 from protocol.messages import MissingPieces
-from shared.blobstore import BadBlob, BlobMissing, BlobStore, PartialBlob
+from shared.blobs import BadBlob, BlobMissing, BlobStore, PartialBlob
+from shared.exchange.rates import Bucket, Flow, Rates
 
 MAX_LIST_BYTES = 70 * MAX_PIECES + 1024
-BODY_SECONDS = 120.0
-"""How long a client may take to send one piece."""
+MAX_PIECES_AT_ONCE = 16
+MAX_PIECES_OF_A_PEER = 2
+"""Pieces in memory at once, of all clients and of one; the others wait for their turn."""
 
-MAX_PIECES_AT_ONCE = 8
-"""Pieces in memory at once, of all clients; the others wait for their turn."""
+
+GET_SECONDS = 0.02
+BURST_GETS = 500
+"""A worker reads so often at an even pace, and so often at once: a piece each time are 200 MB/s.
+What counts is the worker for whom the URL was signed: behind one address live many."""
 
 
 class _Refused(Exception):
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(
+        self, code: ErrorCode, message: str, *, retry_after_seconds: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.retry_after_seconds = retry_after_seconds
 
 
-def create_blob_app(
+def create_blob_app(  # noqa: PLR0913 - what the network role knows and this app does not
     *,
     store: BlobStore,
     secret: bytes,
     may_read: Callable[[str, str], bool],
     may_upload: Callable[[str], BlobRef | None],
-    on_complete: Callable[[BlobRef], None],
+    on_complete: Callable[[BlobRef, str], None],
     now: Callable[[], float],
+    rates: Rates | None = None,
 ) -> FastAPI:
     """The app over `store`; `secret` is what `coordinator.urls.sign_url` signs with.
 
     `may_read` takes a digest and a peer id. `may_upload` answers with the reference of a blob that
-    is wanted now, None if it is not. `on_complete` is called when an upload is complete, and again
-    when its client repeats itself.
+    is wanted now, None if it is not. `on_complete` is told of the blob and the peer when an upload
+    is complete, and again when its client repeats itself. `rates` limit what is sent and received.
     """
+    rates = rates or Rates()
     app = FastAPI(openapi_url=None)
-    _add_reading(app, store, may_read, Depends(_allowed("get", secret, now)))
+    app.add_middleware(_Limited, up=rates.up)
+    reader = _metered(_allowed("get", secret, now), now)
+    _add_reading(app, store, may_read, Depends(reader))
     uploads = _Uploads(store, may_upload, on_complete)
-    _add_uploading(app, uploads, Depends(_allowed("put", secret, now)))
+    _add_uploading(app, uploads, Depends(_allowed("put", secret, now)), rates.down)
     _add_refusals(app)
     return app
 
 
 def _allowed(
     purpose: Purpose, secret: bytes, now: Callable[[], float]
-) -> Callable[[Digest, Request], str]:
-    def check(digest: Digest, request: Request) -> str:
+) -> Callable[[Digest, Request], Awaitable[str]]:
+    async def check(digest: Digest, request: Request) -> str:
         """The peer that the URL was made for."""
         query = SignedQuery(*(request.query_params.get(name, "") for name in SignedQuery._fields))
         try:
@@ -79,6 +95,29 @@ def _allowed(
         except UrlRefused as refused:
             raise _Refused(ErrorCode.FORBIDDEN, refused.reason) from refused
         return query.peer
+
+    return check
+
+
+def _metered(
+    allowed: Callable[[Digest, Request], Awaitable[str]], now: Callable[[], float]
+) -> Callable[[Digest, Request], Awaitable[str]]:
+    allowed_at: dict[str, float] = {}
+
+    async def check(digest: Digest, request: Request) -> str:
+        """The peer that the URL was made for, unless it asks too often."""
+        peer, at = await allowed(digest, request), now()
+        before = allowed_at.get(peer, 0.0)
+        after = meter(before, now=at, pace_seconds=GET_SECONDS, burst=BURST_GETS)
+        if isinstance(after, TooFast):
+            seconds = after.retry_after_seconds
+            words = f"more than {1 / GET_SECONDS:.0f} reads a second; again in {seconds:.2f} s"
+            raise _Refused(ErrorCode.RATE_LIMITED, words, retry_after_seconds=seconds)
+        allowed_at.pop(peer, None)
+        while allowed_at and next(iter(allowed_at.values())) <= at:
+            del allowed_at[next(iter(allowed_at))]
+        allowed_at[peer] = after
+        return peer
 
     return check
 
@@ -97,25 +136,58 @@ def _add_reading(
         return FileResponse(store.path(digest), media_type="application/octet-stream")
 
 
-def _add_uploading(app: FastAPI, uploads: "_Uploads", uploader: Any) -> None:
-    turns = asyncio.Semaphore(MAX_PIECES_AT_ONCE)
+def _add_uploading(app: FastAPI, uploads: "_Uploads", uploader: Any, down: Bucket) -> None:
+    turns = _Turns()
 
-    @app.put("/blobs/{digest}/pieces", dependencies=[uploader])
-    async def begin(digest: Digest, request: Request) -> MissingPieces:
-        body = await _body(request, MAX_LIST_BYTES)
-        return await run_in_threadpool(uploads.begin, digest, body)
+    @app.put("/blobs/{digest}/pieces")
+    async def begin(
+        digest: Digest, request: Request, peer: Annotated[str, uploader]
+    ) -> MissingPieces:
+        async with turns.of(peer):
+            body = await _body(request, MAX_LIST_BYTES, down)
+        return await run_in_threadpool(uploads.begin, digest, body, peer)
 
     @app.get("/blobs/{digest}/missing", dependencies=[uploader])
     def missing(digest: Digest) -> MissingPieces:
         return MissingPieces(missing=uploads.arriving(digest).missing())
 
-    @app.put("/blobs/{digest}/pieces/{index}", dependencies=[uploader])
-    async def piece(digest: Digest, index: int, request: Request) -> MissingPieces:
+    @app.put("/blobs/{digest}/pieces/{index}")
+    async def piece(
+        digest: Digest, index: int, request: Request, peer: Annotated[str, uploader]
+    ) -> MissingPieces:
         partial = await run_in_threadpool(uploads.arriving, digest)
-        async with turns:
-            data = await _body(request, PIECE_BYTES)
+        async with turns.of(peer):
+            data = await _body(request, PIECE_BYTES, down)
             await run_in_threadpool(partial.write_piece, index, data)
-        return await run_in_threadpool(uploads.complete, partial)
+        return await run_in_threadpool(uploads.complete, partial, peer)
+
+
+class _Turns:
+    """Who may send a body now."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(MAX_PIECES_AT_ONCE)
+        self._peers: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def of(self, peer: str) -> AsyncIterator[None]:
+        own = self._peers.setdefault(peer, asyncio.Semaphore(MAX_PIECES_OF_A_PEER))
+        async with own, self._all:
+            yield
+
+
+class _Limited:
+    """Middleware that sends bodies no faster than `up` lets them flow."""
+
+    def __init__(self, app: ASGIApp, up: Bucket) -> None:
+        self._app, self._up = app, up
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def flowing(message: Message) -> None:
+            await self._up.take(len(message.get("body", b"")))
+            await send(message)
+
+        await self._app(scope, receive, flowing)
 
 
 class _Uploads:
@@ -125,19 +197,19 @@ class _Uploads:
         self,
         store: BlobStore,
         may_upload: Callable[[str], BlobRef | None],
-        on_complete: Callable[[BlobRef], None],
+        on_complete: Callable[[BlobRef, str], None],
     ) -> None:
         self._store = store
         self._may_upload = may_upload
         self._on_complete = on_complete
 
-    def begin(self, digest: str, body: bytes) -> MissingPieces:
+    def begin(self, digest: str, body: bytearray, peer: str) -> MissingPieces:
         ref = self._wanted(digest)
         try:
             pieces = PieceList.model_validate_json(body)
         except ValidationError as error:
             raise _Refused(ErrorCode.BAD_REQUEST, f"piece list: {error}"[:2000]) from error
-        return self.complete(self._store.partial(ref, pieces))
+        return self.complete(self._store.partial(ref, pieces), peer)
 
     def arriving(self, digest: str) -> PartialBlob:
         ref = self._wanted(digest)
@@ -148,10 +220,10 @@ class _Uploads:
             raise _Refused(ErrorCode.WRONG_STATE, f"blob {digest}: PUT its piece list first")
         return partial
 
-    def complete(self, partial: PartialBlob) -> MissingPieces:
+    def complete(self, partial: PartialBlob, peer: str) -> MissingPieces:
         missing = partial.missing()
         if not missing:
-            self._on_complete(partial.commit())
+            self._on_complete(partial.commit(), peer)
         return MissingPieces(missing=missing)
 
     def _wanted(self, digest: str) -> BlobRef:
@@ -166,39 +238,45 @@ def _require(permitted: bool, digest: str) -> None:
         raise BlobMissing(digest)
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    """The whole body, or a refusal as soon as it is known to be too long or too slow."""
+async def _body(request: Request, max_bytes: int, down: Bucket) -> bytearray:
+    """The whole body, or a refusal as soon as it is known to be too long, or stalls."""
     too_large = _Refused(
         ErrorCode.BODY_TOO_LARGE, f"body: more than {max_bytes} bytes, expected at most that"
     )
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
-    body = bytearray()
+    loop = asyncio.get_running_loop()
+    body, flow, chunks = bytearray(), Flow(loop.time()), request.stream()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise too_large
+        while True:
+            async with asyncio.timeout(flow.seconds_left(loop.time())):
+                chunk = await anext(chunks)
+            body += chunk
+            if len(body) > max_bytes:
+                raise too_large
+            if flow.note(len(chunk), loop.time()):
+                raise TimeoutError
+            flow.excuse(await down.take(len(chunk)))
+    except StopAsyncIteration:
+        return body
     except TimeoutError as error:
-        raise _Refused(
-            ErrorCode.BAD_REQUEST, f"body: not complete after {BODY_SECONDS} seconds"
-        ) from error
+        raise _Refused(ErrorCode.BAD_REQUEST, f"body: stalled after {len(body)} bytes") from error
     except ClientDisconnect as error:
         raise _Refused(ErrorCode.BAD_REQUEST, "body: the client went away") from error
-    return bytes(body)
 
 
-def _answer(code: ErrorCode, message: str) -> JSONResponse:
-    body = ErrorBody(code=code, message=message[:2000])
+def _answer(
+    code: ErrorCode, message: str, *, retry_after_seconds: float | None = None
+) -> JSONResponse:
+    body = ErrorBody(code=code, message=message[:2000], retry_after_seconds=retry_after_seconds)
     return JSONResponse(body.model_dump(mode="json"), status_code=HTTP_STATUS[code])
 
 
 def _add_refusals(app: FastAPI) -> None:
     @app.exception_handler(_Refused)
     def refused(_: Request, error: _Refused) -> Response:
-        return _answer(error.code, error.message)
+        return _answer(error.code, error.message, retry_after_seconds=error.retry_after_seconds)
 
     @app.exception_handler(BlobMissing)
     def blob_missing(_: Request, error: BlobMissing) -> Response:

@@ -2,11 +2,12 @@
 
 The ledger says what a checkpoint must be: the lease's holder named the manifest's digest, the
 manifest names the digests of its files, and the spec says which tensors those files hold. Where no
-peer can send a blob, the worker is asked to upload it over HTTP.
+peer can send a blob, the worker is asked to upload it.
 """
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,18 +24,34 @@ from protocol.manifests import (
     CheckpointManifest,
     ManifestFile,
     TrainerState,
+    files_of,
 )
 from shared import tensorfiles
-from shared.blobstore import BlobMissing, BlobStore
+from shared.blobs import BlobMissing, BlobStore
+from shared.checkpointfiles import tensors_of
+from shared.exchange.exchange import Exchange, FetchFailed
+from shared.exchange.sources import Route, Source, Tier
+from shared.exchange.streams import StreamSource
 from shared.logs import facts
-from shared.swarm.peer import FetchFailed, Peer
+from shared.swarm.peer import Peer
 
 log = logging.getLogger(__name__)
 
-FETCH_SECONDS = 600.0
+MAX_PROVIDERS = 16
+"""Providers from the DHT that one fetch tries, beside the holder."""
+
 RETRY_SECONDS = 2.0
+DISK_RETRY_SECONDS = 30.0
+"""After our own disk failed: until it is mended, each try is a line in the log."""
+
 MAX_COLLECTIONS = 4
 """At once: each may hold a model in memory and a transfer open."""
+
+TURN_SECONDS = 60.0
+"""A collection that fetches for longer makes way for one that waits: workers on slow lines, or who
+send slowly on purpose, must not keep the others' checkpoints from being collected. What it has
+brought stays."""
+
 MAX_REASON = 500
 
 
@@ -53,15 +70,17 @@ class Collector:
         self,
         *,
         ledger: Ledger,
-        store: BlobStore,
+        exchange: Exchange,
         peer: Callable[[], Peer | None],
         now: Callable[[], float],
     ) -> None:
         self._ledger = ledger
-        self._store = store
+        self._exchange = exchange
+        self._store: BlobStore = exchange.store
         self._peer = peer
         self._now = now
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._begun_at: dict[int, float] = {}
         self._not_before: dict[int, float] = {}
         self._brought: dict[int, set[str]] = {}
         """Blobs that were not here before their checkpoint was announced."""
@@ -71,14 +90,21 @@ class Collector:
         with self._ledger.read() as connection:
             rows = queries.announced_checkpoints(connection)
         self._tidy({row.checkpoint_id for row in rows})
-        for row in sorted(rows, key=lambda row: self._not_before.get(row.checkpoint_id, 0.0)):
-            if len(self._tasks) >= MAX_COLLECTIONS:
-                break
-            key = row.checkpoint_id
-            if key not in self._tasks and self._not_before.get(key, 0.0) <= self._now():
-                task = asyncio.create_task(self._collect(row))
-                self._tasks[key] = task
-                task.add_done_callback(partial(self._done, key))
+        rows.sort(key=lambda row: self._not_before.get(row.checkpoint_id, 0.0))
+        waiting = [
+            row
+            for row in rows
+            if row.checkpoint_id not in self._tasks
+            and self._not_before.get(row.checkpoint_id, 0.0) <= self._now()
+        ]
+        num_free = MAX_COLLECTIONS - len(self._tasks)
+        for row in waiting[:num_free]:
+            task = asyncio.create_task(self._collect(row))
+            self._tasks[row.checkpoint_id] = task
+            self._begun_at[row.checkpoint_id] = self._now()
+            task.add_done_callback(partial(self._done, row.checkpoint_id))
+        for _ in waiting[num_free:]:
+            self._make_way()
 
     async def stop(self) -> None:
         """Ends the transfers; they resume at the next start."""
@@ -96,8 +122,19 @@ class Collector:
             dispose(self._ledger, self._store, self._brought.get(key, ()))
             self._brought.pop(key, None)
 
+    def _make_way(self) -> None:
+        """Ends the collection that has had its turn for longest, if any has."""
+        if not self._begun_at:
+            return
+        key = min(self._begun_at, key=lambda key: self._begun_at[key])
+        if self._now() - self._begun_at[key] > TURN_SECONDS:
+            del self._begun_at[key]
+            self._not_before[key] = self._now()
+            self._tasks[key].cancel()
+
     def _done(self, key: int, task: asyncio.Task[None]) -> None:
         del self._tasks[key]
+        self._begun_at.pop(key, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("collecting %s failed", facts(checkpoint=key), exc_info=error)
             self._not_before[key] = self._now() + RETRY_SECONDS
@@ -109,12 +146,17 @@ class Collector:
             for file in manifest.files:
                 check_size(row, file)
             await self._bring(row, [file.blob for file in manifest.files])
+            # Nobody else is to blame for what follows, and a check that is ended begins anew.
+            self._begun_at.pop(row.checkpoint_id, None)
             await asyncio.to_thread(check_files, row, manifest, self._store)
             self._keep(row, manifest)
         except (NotHereYet, BlobMissing):
             self._not_before[row.checkpoint_id] = self._now() + RETRY_SECONDS
         except CheckpointRefused as refusal:
             self._refuse(row, str(refusal))
+        except OSError as error:
+            log.error("the disk failed %s", facts(checkpoint=row.checkpoint_id, error=error))
+            self._not_before[row.checkpoint_id] = self._now() + DISK_RETRY_SECONDS
 
     def _keep(self, row: CheckpointRow, manifest: CheckpointManifest) -> None:
         with self._ledger.begin() as connection:
@@ -129,7 +171,8 @@ class Collector:
             facts(assignment=row.assignment, kind=row.kind, step=row.step, worker=row.worker),
         )
 
-    def _refuse(self, row: CheckpointRow, reason: str) -> None:
+    def _refuse(self, row: CheckpointRow, words: str) -> None:
+        reason = in_print(words)
         log.warning("refused %s: %s", facts(worker=row.worker, kind=row.kind), reason)
         with self._ledger.begin() as connection:
             replaced = queries.mark_refused(connection, row.checkpoint_id, reason, self._now())
@@ -149,7 +192,7 @@ class Collector:
 
     async def _bring(self, row: CheckpointRow, refs: Sequence[BlobRef]) -> None:
         """All of `refs` are here afterwards; if not, the worker is asked to upload the others."""
-        missing = [ref for ref in refs if not self._store.has(ref.digest)]
+        missing = [ref for ref in refs if not self._has(ref)]
         self._brought.setdefault(row.checkpoint_id, set()).update(ref.digest for ref in missing)
         while missing and await self._fetched(row, missing[0]):
             del missing[0]
@@ -158,21 +201,56 @@ class Collector:
                 queries.want_blobs(connection, row.checkpoint_id, missing, self._now())
             raise NotHereYet
 
+    def _has(self, ref: BlobRef) -> bool:
+        """A digest stands for one size. What is here under a wrong one is nobody's small file: to
+        read it could take all memory. Raises CheckpointRefused then."""
+        if not self._store.has(ref.digest):
+            return False
+        size = self._store.path(ref.digest).stat().st_size
+        if size != ref.size:
+            raise CheckpointRefused(f"blob {ref.digest}: {ref.size} bytes, expected {size}")
+        return True
+
     async def _fetched(self, row: CheckpointRow, ref: BlobRef) -> bool:
         peer = self._peer()
         if peer is None or not peer.healthy or not row.worker_maddrs:
             return False
         try:
-            async with asyncio.timeout(FETCH_SECONDS):
-                provider = await peer.fetch_blob(ref, self._store, providers=[row.worker])
-        except (FetchFailed, TimeoutError) as failure:
+            await self._exchange.fetch(ref, self._tiers(peer, row, ref))
+        except FetchFailed as failure:
             log.info("no peer could send %s: %s", ref.digest[:12], failure)
             return False
-        log.info(
-            "fetched %s",
-            facts(digest=ref.digest, bytes=ref.size, route=f"libp2p from {provider}"),
-        )
         return True
+
+    def _tiers(self, peer: Peer, row: CheckpointRow, ref: BlobRef) -> list[Tier]:
+        """First who named it, at the addresses that the ledger knows, then others in random order.
+
+        The last one is the worker itself, which is asked to upload.
+        """
+
+        def source(route: Route, name: str, maddrs: Sequence[str]) -> Source:
+            opener = peer.opener(name, maddrs)
+            return StreamSource(opener, peer=name, route=route, down=self._exchange.down)
+
+        async def holder() -> list[Source]:
+            return [source("direct", row.worker, row.worker_maddrs)]
+
+        async def others() -> list[Source]:
+            found = [
+                source("peer", name, record.m)
+                for name, record in await peer.providers(ref.digest)
+                if name not in (row.worker, peer.peer_id)
+            ]
+            random.shuffle(found)
+            return found[:MAX_PROVIDERS]
+
+        return [Tier("direct", holder, may_be_slow=True), Tier("peer", others)]
+
+
+def in_print(words: str) -> str:
+    """Words that may quote a stranger, as logs and ledgers can keep them: no line's end, no NUL, no
+    half of a character, and no more than MAX_REASON."""
+    return "".join(one if one.isprintable() else "?" for one in words[:MAX_REASON])
 
 
 def check_manifest(row: CheckpointRow, manifest: CheckpointManifest) -> None:
@@ -185,6 +263,9 @@ def check_manifest(row: CheckpointRow, manifest: CheckpointManifest) -> None:
     ):
         if found != expected:
             raise CheckpointRefused(f"manifest.{field}: {found!r}, expected {expected!r}")
+    names, expected_names = tuple(f.name for f in manifest.files), files_of(row.kind, row.spec)
+    if names != expected_names:
+        raise CheckpointRefused(f"manifest.files: {names}, expected {expected_names}")
     if manifest.step > row.spec.train.num_steps:
         raise CheckpointRefused(
             f"manifest.step: {manifest.step}, expected at most {row.spec.train.num_steps}"
@@ -196,7 +277,7 @@ def check_size(row: CheckpointRow, file: ManifestFile) -> None:
     limit = (
         MAX_STATE_BYTES
         if file.name == "state.json"
-        else tensorfiles.max_bytes(_expected_tensors(row, file))
+        else tensorfiles.max_bytes(tensors_of(file.name, row.spec))
     )
     if file.blob.size > limit:
         raise CheckpointRefused(f"{file.name}: {file.blob.size} bytes, expected at most {limit}")
@@ -214,7 +295,7 @@ def check_files(row: CheckpointRow, manifest: CheckpointManifest, store: BlobSto
             if file.name == "state.json":
                 check_state(path.read_bytes(), manifest)
             else:
-                tensorfiles.check_file(path, _expected_tensors(row, file))
+                tensorfiles.check_file(path, tensors_of(file.name, row.spec))
                 tensorfiles.check_finite(path)
                 _check_second_moments(path)
         except (tensorfiles.TensorFileError, ValueError) as error:
@@ -230,6 +311,7 @@ def check_state(data: bytes, manifest: CheckpointManifest) -> None:
     for field, found, expected in (
         ("spec", state.spec, manifest.spec),
         ("step", state.step, manifest.step),
+        ("inexact_from", state.inexact_from, manifest.inexact_from),
     ):
         if found != expected:
             raise ValueError(f"{field} {found!r}, expected {expected!r}")
@@ -244,9 +326,3 @@ def _check_second_moments(path: Path) -> None:
     for name, tensor in tensorfiles.read_tensors(path).items():
         if name.startswith("exp_avg_sq.") and (tensor < 0).any():
             raise ValueError(f"tensor {name} has negative values")
-
-
-def _expected_tensors(row: CheckpointRow, file: ManifestFile) -> dict[str, tensorfiles.TensorForm]:
-    if file.name == "optimizer.safetensors":
-        return tensorfiles.optimizer_tensors(row.spec.shape)
-    return tensorfiles.model_tensors(row.spec.shape)

@@ -1,5 +1,7 @@
 """Deletes blobs that nobody needs, so that nobody can come to need them meanwhile.
 
+What has only partly arrived goes when it had no news for a day and nobody waits for it.
+
 Whoever calls a checkpoint durable looks, in the same write transaction, whether its blobs are
 there. Deleting happens in a write transaction too, after asking the ledger once more: so the one
 sees what the other did, in whatever process they run.
@@ -12,7 +14,8 @@ from pydantic import ValidationError
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.queries import CheckpointRow
 from protocol.manifests import MAX_MANIFEST_BYTES, CheckpointManifest
-from shared.blobstore import BadBlob, BlobMissing, BlobStore
+from shared.blobs import BadBlob, BlobMissing, BlobStore
+from shared.blobs.upkeep import drop_idle, mend
 
 GRACE_SECONDS = 3600.0
 """A blob is swept no earlier than so long after it became complete: what prepare or a transfer
@@ -38,9 +41,28 @@ def sweep(
     """Deletes every blob that nothing names, and returns their digests, sorted.
 
     A crash between a commit and `dispose` leaves such blobs, and so does the operator's `cancel`.
-    Not deleted: those in `keep`, those complete for less than GRACE_SECONDS, those of a checkpoint
-    that is still being collected, and what has not wholly arrived.
+    Not deleted: those in `keep`, those complete for less than GRACE_SECONDS, and those of a
+    checkpoint that is still being collected. What arrived of a blob is deleted, too, once nothing
+    came for IDLE_SECONDS and it is not of such a checkpoint. Mends first what a crash left.
     """
+    mend(store, now=now)
+    idle = _drop_idle(ledger, store, now=now)
+    return tuple(sorted({*idle, *_sweep_complete(ledger, store, keep=keep, now=now)}))
+
+
+def _drop_idle(ledger: Ledger, store: BlobStore, *, now: float) -> tuple[str, ...]:
+    partials = store.partials()
+    if not partials:
+        return ()
+    with ledger.read() as connection:
+        awaited = _arriving(queries.announced_checkpoints(connection), store)
+        awaited |= {one for one in partials if queries.may_upload(connection, one) is not None}
+    return drop_idle(store, keep=awaited, now=now)
+
+
+def _sweep_complete(
+    ledger: Ledger, store: BlobStore, *, keep: Collection[str], now: float
+) -> tuple[str, ...]:
     old = {digest for digest in store.digests() if _is_old(store, digest, now)} - set(keep)
     if not old:
         return ()

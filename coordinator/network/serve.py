@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
+from coordinator.connections import GuardedHttp
 from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, LedgerError, queries
 from coordinator.network.blob_app import create_blob_app
@@ -19,8 +21,11 @@ from coordinator.text.prepared import Prepared
 from coordinator.urls import URL_SECRET_PURPOSE
 from protocol.blobs import BlobRef
 from protocol.certificates import SignedCertificate
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
 from shared.clock import now
+from shared.exchange.exchange import Exchange
+from shared.exchange.rates import Bucket, Rates
+from shared.exchange.serving import BlobServer, Limits
 from shared.identity import Identity, sign_certificate
 from shared.logs import facts
 from shared.swarm.peer import Peer, SwarmUnavailable
@@ -33,6 +38,19 @@ CERTIFICATE_SECONDS = 3600
 PEER_RETRY_SECONDS = 5.0
 SWEEP_SECONDS = 3600.0
 
+RESERVE_BYTES = 256 * 2**20
+"""Of the disk, which uploads leave to the ledger."""
+
+LIMITS = Limits(
+    sending=32,
+    sending_per_peer=4,
+    receiving=16,
+    receiving_per_peer=4,
+    asking=256,
+    asking_per_peer=8,
+)
+"""Streams at once: more than a worker's, because everybody may turn to this peer."""
+
 
 class NetworkRole:
     """Everything that carries bytes. Holds no state that the ledger and the store do not."""
@@ -44,9 +62,24 @@ class NetworkRole:
         self.prepared = prepared
         self.ledger = ledger
         self.identity = Identity.load(folders.coordinator_key)
-        self.store = BlobStore(folders.blobs)
+        self.store = BlobStore(folders.blobs, reserve_bytes=RESERVE_BYTES)
         self.peer: Peer | None = None
-        self.collector = Collector(ledger=ledger, store=self.store, peer=lambda: self.peer, now=now)
+        self._rates = Rates(
+            up=Bucket(run.listen.upload_bytes_per_second),
+            down=Bucket(run.listen.download_bytes_per_second),
+        )
+        exchange = Exchange(self.store, down=self._rates.down)
+        self.collector = Collector(
+            ledger=ledger, exchange=exchange, peer=lambda: self.peer, now=now
+        )
+        self._server = BlobServer(
+            self.store,
+            self._may_read,
+            may_push=self._may_push,
+            on_pushed=partial(_received, "push"),
+            rates=self._rates,
+            limits=LIMITS,
+        )
         self._announced: set[str] = set()
         self._certificate_until = 0.0
         self._published = False
@@ -87,12 +120,14 @@ class NetworkRole:
             secret=self.identity.derive_secret(URL_SECRET_PURPOSE),
             may_read=self._may_read,
             may_upload=self._may_upload,
-            on_complete=lambda ref: log.info("uploaded %s", facts(digest=ref.digest, route="http")),
+            on_complete=partial(_received, "http"),
             now=now,
+            rates=self._rates,
         )
         config = uvicorn.Config(
             app,
             log_config=None,
+            http=GuardedHttp,
             log_level="warning",
             ssl_certfile=tls_cert,
             ssl_keyfile=tls_key,
@@ -131,13 +166,13 @@ class NetworkRole:
                 listen=[address],
                 announce=announce,
                 bootstrap=(),
-                store=self.store,
-                may_read=self._may_read,
+                server=self._server,
             )
         except SwarmUnavailable as error:
             log.warning("no DHT for now, workers are served over HTTP: %s", error)
         else:
             log.info("serving the DHT %s", facts(at=self.peer.maddrs))
+            await self.peer.announce_beacon()
         self._published = False
 
     def _publish(self) -> None:
@@ -208,6 +243,14 @@ class NetworkRole:
     def _may_upload(self, digest: str) -> BlobRef | None:
         with self.ledger.read() as connection:
             return queries.may_upload(connection, digest)
+
+    def _may_push(self, digest: str, peer: str) -> BlobRef | None:
+        with self.ledger.read() as connection:
+            return queries.may_upload(connection, digest, worker=peer)
+
+
+def _received(route: str, ref: BlobRef, peer: str) -> None:
+    log.info("received %s", facts(digest=ref.digest, bytes=ref.size, worker=peer, route=route))
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

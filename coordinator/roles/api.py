@@ -8,6 +8,7 @@ import uvicorn
 
 from coordinator.api.app import ApiSettings, create_app
 from coordinator.api.tokens import TOKEN_KEY_PURPOSE
+from coordinator.connections import GuardedHttp
 from coordinator.roles import RoleContext
 from coordinator.serving import listening
 from coordinator.urls import URL_SECRET_PURPOSE
@@ -46,10 +47,12 @@ def run(context: RoleContext) -> None:
     config = uvicorn.Config(
         create_app(ledger=ledger, identity=identity, settings=settings, now=now),
         log_config=None,
-        http="httptools",
+        http=GuardedHttp,
         loop="uvloop",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        proxy_headers=False,
+        # From which address a worker asks to be dialled: a proxy on this machine tells, or one that
+        # FORWARDED_ALLOW_IPS names.
+        proxy_headers=True,
         access_log=False,
         log_level="warning",
         ssl_certfile=context.tls_cert,

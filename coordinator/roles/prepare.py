@@ -1,6 +1,7 @@
 """The text becomes shards, and the ledger learns of them. Idempotent; ends by itself."""
 
 import time
+from collections.abc import Callable
 
 import typer
 
@@ -14,9 +15,9 @@ PERCENT_SECONDS = 2.0
 """How often a percentage is shown; all other lines are."""
 
 
-def run(context: RoleContext) -> None:
+def run(context: RoleContext, *, say: Callable[[str], None] = typer.echo) -> None:
     """Makes what is missing. Raises PrepareError, SourceError or LedgerError."""
-    prepared = prepare(context.run, context.folders, progress=_Progress().say)
+    prepared = prepare(context.run, context.folders, progress=_Progress(say).say)
     identity = Identity.load(context.folders.coordinator_key)
     ledger = context.open_ledger()
     try:
@@ -32,7 +33,8 @@ def run(context: RoleContext) -> None:
 
 
 class _Progress:
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._last = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -40,4 +42,4 @@ class _Progress:
         if is_percentage and time.monotonic() - self._last < PERCENT_SECONDS:
             return
         self._last = time.monotonic()
-        typer.echo(text)
+        self._say(text)

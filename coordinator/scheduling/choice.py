@@ -4,7 +4,9 @@ Of the pieces that it would finish by the target it gets the least flexible one:
 least capacity could finish by then (least flexible job first, Pinedo, "Scheduling", ch. 5). As room
 shrinks with size this is also the largest first (LPT, Graham 1969) within a kind, and the most
 demanding kind first among equal sizes. Among pieces of nearly that size it gets one whose blobs it
-has. A worker for which nothing fits by the target waits: others end the whole sooner without it.
+has; and first a shorter piece of the same curve, as the longer one can go on where it ended.
+
+A worker for which nothing fits by the target waits: others end the whole sooner without it.
 """
 
 import heapq
@@ -31,11 +33,12 @@ _MAX_BACKUP_TRIES = 4
 
 def decide(scene: Scene, asking: Asking) -> Choice | Backup | NoWork:
     """What the asking worker gets. It is free now, whatever the roster expected of it."""
-    fitting, behind = find_fitting(scene, asking), _find_behind(scene, asking)
+    fitting, behind = _least_flexible(scene, asking), _find_behind(scene, asking)
     if behind is not None and (fitting is None or rank(scene, behind.work) < rank(scene, fitting)):
         return _back_up(scene, asking, behind)
     if fitting is not None:
-        return Choice(fitting.assignment, reasons.fits(scene, asking, fitting))
+        first = _first_of_curve(scene, asking, fitting)
+        return Choice(first.assignment, reasons.fits(scene, asking, first))
     late = [(work, soonest_other(scene, asking, work)) for work in _nearest(scene, asking)]
     for work, other in late:
         if other is None or other[1] >= scene.now + asking.seconds(work):
@@ -51,7 +54,22 @@ def decide(scene: Scene, asking: Asking) -> Choice | Backup | NoWork:
 
 
 def find_fitting(scene: Scene, asking: Asking) -> Work | None:
-    """The least flexible piece that the worker would finish by the target."""
+    """The least flexible piece that the worker would finish by the target, or the beginning of it
+    that is a piece of its own."""
+    fitting = _least_flexible(scene, asking)
+    return None if fitting is None else _first_of_curve(scene, asking, fitting)
+
+
+def _first_of_curve(scene: Scene, asking: Asking, work: Work) -> Work:
+    """The shortest piece of the work's curve that the worker may take."""
+    for shorter in scene.shelves.shorter(work):
+        obstacle = find_obstacle(shorter, asking.candidate, now=scene.now, speed=asking.speed)
+        if shorter.flops <= work.flops and obstacle is None:
+            return shorter
+    return work
+
+
+def _least_flexible(scene: Scene, asking: Asking) -> Work | None:
     best: tuple[Rank, Shelf, Work] | None = None
     for shelf in _open_shelves(scene, asking):
         piece = _first(scene, asking, shelf.descending(room(scene, asking, shelf.kind)))
@@ -65,7 +83,7 @@ def _find_behind(scene: Scene, asking: Asking) -> Running | None:
 
     It counts as open work: left until nothing else is open, a large one would be late again.
     """
-    able = scene.roster.kinds_for(asking.candidate.worker)
+    able = scene.roster.kinds_for(asking.candidate.seat)
     found: list[Running] = []
     for kind, behind in scene.behind.items():
         most = room(scene, asking, kind) if able[kind] else -1.0
@@ -88,7 +106,7 @@ def _may_back_up(scene: Scene, asking: Asking, late: Running, most: float) -> bo
 
 
 def _open_shelves(scene: Scene, asking: Asking) -> Iterator[Shelf]:
-    able = scene.roster.kinds_for(asking.candidate.worker)
+    able = scene.roster.kinds_for(asking.candidate.seat)
     return (shelf for shelf in scene.shelves.shelves if shelf and able[shelf.kind])
 
 
@@ -141,7 +159,7 @@ def _size(work: Work) -> tuple[float, str]:
 
 def _find_backup(scene: Scene, asking: Asking) -> Backup | None:
     late = scene.underway.late(
-        scene.roster.kinds_for(asking.candidate.worker),
+        scene.roster.kinds_for(asking.candidate.seat),
         speed=asking.speed,
         gain=BACKUP_GAIN,
         margin=asking.patience,

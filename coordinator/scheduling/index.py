@@ -50,46 +50,49 @@ class Index:
         before = self._underway.put(running)
         if before is not None:
             self._roster.set_running(before, self._underway.longest_of(before))
-        self._roster.set_running(running.worker, self._underway.longest_of(running.worker))
+        self._roster.set_running(running.seat, self._underway.longest_of(running.seat))
         self._changed()
 
     def drop_running(self, assignment: str) -> None:
         """Work is not in progress any more. Unknown ones are ignored."""
-        worker = self._underway.drop(assignment)
-        if worker is not None:
-            self._roster.set_running(worker, self._underway.longest_of(worker))
+        seat = self._underway.drop(assignment)
+        if seat is not None:
+            self._roster.set_running(seat, self._underway.longest_of(seat))
             self._changed()
 
     def put_worker(self, candidate: Candidate) -> None:
-        """Adds a worker, or replaces what was known of it. Not those that drain or are banned."""
+        """Adds a worker, as one of its devices, or replaces what was known of that.
+
+        Not those that drain or are banned.
+        """
         self._roster.put(candidate)
-        self._roster.set_running(candidate.worker, self._underway.longest_of(candidate.worker))
+        self._roster.set_running(candidate.seat, self._underway.longest_of(candidate.seat))
         self._changed()
 
-    def drop_worker(self, worker: str) -> None:
-        """Nothing is expected of a worker any more. Unknown ones are ignored."""
-        if self._roster.drop(worker):
+    def drop_worker(self, seat: str) -> None:
+        """Nothing is expected of a worker's device any more. Unknown ones are ignored."""
+        if self._roster.drop(seat):
             self._changed()
 
     def choose(
-        self, worker: str, *, now: float, waits_since: float | None, patience_seconds: float
+        self, seat: str, *, now: float, waits_since: float | None, patience_seconds: float
     ) -> Choice | Backup | NoWork:
-        """What `worker`, which is free now, gets.
+        """What `seat`, which is free now, gets.
 
         It has been told to wait since `waits_since` (None: not yet). It waits for others at most
         the longer of `patience_seconds` and half of the time that it would need itself. Raises
         KeyError where it was not put.
         """
-        return decide(self._scene(now), self._asking(worker, now, waits_since, patience_seconds))
+        return decide(self._scene(now), self._asking(seat, now, waits_since, patience_seconds))
 
     def why(
-        self, worker: str, *, now: float, limit: int | None = None, after: str = ""
+        self, seat: str, *, now: float, limit: int | None = None, after: str = ""
     ) -> list[Verdict]:
-        """What is thought of every open assignment for `worker`, by name; `limit` after `after`.
+        """What is thought of every open assignment for `seat`, by name; `limit` after `after`.
 
-        Raises KeyError where the worker was not put.
+        Raises KeyError where the seat was not put.
         """
-        asking = self._asking(worker, now, None, 0.0)
+        asking = self._asking(seat, now, None, 0.0)
         return give_account(self._scene(now), asking, limit, after=after)
 
     def expected_end(self, now: float) -> float | None:
@@ -106,11 +109,11 @@ class Index:
             return ""
         return (
             f"{work.assignment} ({work.words}) waits for another worker: "
-            f"the work of all {len(self._roster.slots)} here on it was not accepted"
+            f"the work of all {len(self._roster.seats_of)} here on it was not accepted"
         )
 
     def _find_deserted(self) -> Work | None:
-        here = self._roster.slots.keys()
+        here = self._roster.seats_of.keys()
         special = self._shelves.special
         found = (name for name, work in special.items() if here and here <= work.excluded)
         name = min(found, default=None)
@@ -119,10 +122,8 @@ class Index:
     def _changed(self) -> None:
         self._changes += 1
 
-    def _asking(
-        self, worker: str, now: float, waits_since: float | None, patience: float
-    ) -> Asking:
-        candidate = self._roster.candidates[worker]
+    def _asking(self, seat: str, now: float, waits_since: float | None, patience: float) -> Asking:
+        candidate = self._roster.candidates[seat]
         waited = 0.0 if waits_since is None else now - waits_since
         return Asking(candidate, self._roster.speed(candidate), waited, patience)
 
@@ -138,12 +139,12 @@ class Index:
         return Scene(self._shelves, self._roster, self._underway, target, self._behind, now)
 
     def _outdated(self, target: Target, now: float) -> bool:
-        workers = len(self._roster.slots)
-        if workers <= _EXACT_WORKERS:
+        seats = len(self._roster.slots)
+        if seats <= _EXACT_WORKERS:
             return self._changes > 0 or now != self._target_made_at
         passed = now - self._target_made_at
         return (
-            self._changes > workers * _CHANGES_SHARE
+            self._changes > seats * _CHANGES_SHARE
             or passed > (target.at - self._target_made_at) * _SHARE_OF_HORIZON
             or self._roster.stale
         )

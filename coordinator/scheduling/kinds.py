@@ -49,4 +49,7 @@ class Kinds:
             & (self._disk <= offered.free_disk_bytes)
             & (candidate.trusted | ~self._trust)
         )
+        for needed, free in candidate.ran_out:
+            if offered.free_memory_bytes <= free:
+                row &= self._memory[:, DEVICES.index(offered.device)] < needed
         return row

@@ -1,8 +1,9 @@
 """The reasons that the asking worker is told, with their numbers."""
 
-from coordinator.scheduling.requirements import amount, duration, short
+from coordinator.scheduling.requirements import short
 from coordinator.scheduling.scene import Asking, Scene
 from coordinator.scheduling.values import Running, Work
+from shared.words import amount, duration
 
 
 def fits(scene: Scene, asking: Asking, work: Work) -> str:
@@ -14,9 +15,13 @@ def fits(scene: Scene, asking: Asking, work: Work) -> str:
 
 def sooner(scene: Scene, asking: Asking, work: Work, other: tuple[str, float] | None) -> str:
     """Another one ends the work sooner."""
-    name, end = other or ("", scene.now)
+    seat, end = other or ("", scene.now)
+    worker = scene.roster.candidates[seat].worker if seat else ""
+    who = f"worker {short(worker)}"
+    if worker == asking.candidate.worker:
+        who = "another of your devices"
     return (
-        f"{work.words}: worker {short(name)} is expected to finish it sooner "
+        f"{work.words}: {who} is expected to finish it sooner "
         f"({duration(end - scene.now)}; you {duration(asking.seconds(work))})"
     )
 

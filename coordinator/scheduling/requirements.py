@@ -3,6 +3,7 @@
 import math
 
 from coordinator.scheduling.values import Candidate, Obstacle, Work
+from shared.words import amount, duration
 
 
 def find_obstacle(
@@ -20,6 +21,10 @@ def find_obstacle(
 
 
 def _personal(work: Work, candidate: Candidate) -> Obstacle | None:
+    if work.owner not in (None, candidate.worker):
+        return Obstacle("own data", "it is on the own data of another worker", math.inf)
+    if work.owner is not None and work.shard not in candidate.cached:
+        return Obstacle("own data", "its text is not here: join with --offer-domain", math.inf)
     if candidate.worker in work.excluded:
         return Obstacle("history", "your earlier work on it was not accepted", math.inf)
     if work.needs_trust and not candidate.trusted:
@@ -31,10 +36,12 @@ def _material(work: Work, candidate: Candidate) -> Obstacle | None:
     offered = candidate.capability
     memory = work.memory_bytes[offered.device]
     if offered.free_memory_bytes < memory:
-        return _lack("memory", memory, offered.free_memory_bytes)
+        factor = work.memory_factors.get(offered.device, 1.0)
+        measured = "" if factor == 1.0 else f" ({factor:.2f} of the estimate, as measured)"
+        return _lack("memory", memory, offered.free_memory_bytes, measured)
     if offered.free_disk_bytes < work.disk_bytes:
         return _lack("disk", work.disk_bytes, offered.free_disk_bytes)
-    ran_out = (work.ran_out or {}).get(candidate.worker)
+    ran_out = (work.ran_out or {}).get(candidate.seat)
     if ran_out is not None and offered.free_memory_bytes <= ran_out:
         return Obstacle(
             "memory",
@@ -43,6 +50,17 @@ def _material(work: Work, candidate: Candidate) -> Obstacle | None:
             0.0,
             needed=float(ran_out + 1),
             held=float(offered.free_memory_bytes),
+            unit="bytes",
+        )
+    failed = [needed for needed, free in candidate.ran_out if offered.free_memory_bytes <= free]
+    if failed and min(failed) <= memory:
+        return Obstacle(
+            "memory",
+            f"needs {amount(memory)} memory, you ran out of it on work of {amount(min(failed))} "
+            "with no less free than now",
+            0.0,
+            needed=float(memory),
+            held=float(min(failed)),
             unit="bytes",
         )
     return None
@@ -67,27 +85,15 @@ def _time(work: Work, candidate: Candidate, *, now: float, speed: float) -> Obst
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: `50 s`, `12.5 min`, `3.2 h`."""
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def amount(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def short(worker: str) -> str:
     """The end of a worker's id, by which people know it."""
     return worker[-6:]
 
 
-def _lack(what: str, needed: int, held: int) -> Obstacle:
+def _lack(what: str, needed: int, held: int, why: str = "") -> Obstacle:
     return Obstacle(
         what,
-        f"needs {amount(needed)} free {what}, you have {amount(held)}",
+        f"needs {amount(needed)} free {what}{why}, you have {amount(held)}",
         (needed - held) / max(held, 1),
         float(needed),
         float(held),

@@ -1,4 +1,4 @@
-"""The workers as arrays: what each can take, how fast, and from when on."""
+"""The workers' devices as arrays: what each can take, how fast, and from when on."""
 
 import math
 
@@ -27,12 +27,14 @@ def expected(finish: Floats, stalls_at: Floats | float, now: float) -> Floats:
 
 
 class Roster:
-    """Workers by slot; a pattern is the set of kinds that a machine can take."""
+    """Seats by slot; a pattern is the set of kinds that a machine can take."""
 
     def __init__(self, kinds: Kinds) -> None:
         self.candidates: dict[str, Candidate] = {}
         self.slots: dict[str, int] = {}
         self.names: list[str] = []
+        self.seats_of: dict[str, set[str]] = {}
+        """The seats here of each worker."""
         self._kinds = kinds
         self._free: list[int] = []
         self._numbers: Floats = np.zeros((5, 0))
@@ -45,11 +47,13 @@ class Roster:
         self.speed_limit = math.inf
 
     def put(self, candidate: Candidate) -> None:
-        """Adds a worker, or replaces what was known of it; its running work stays."""
-        slot = self.slots.get(candidate.worker)
+        """Adds a seat, or replaces what was known of it; its running work stays."""
+        seat = candidate.seat
+        slot = self.slots.get(seat)
         if slot is None:
-            slot = self._take_slot(candidate.worker)
-        self.candidates[candidate.worker] = candidate
+            slot = self._take_slot(seat)
+            self.seats_of.setdefault(candidate.worker, set()).add(seat)
+        self.candidates[seat] = candidate
         until = candidate.available_until
         self._numbers[:3, slot] = (
             candidate.speed,
@@ -59,19 +63,22 @@ class Roster:
         self._flags[:, slot] = (True, candidate.proven)
         self._pattern[slot] = self._pattern_of(candidate)
 
-    def drop(self, worker: str) -> bool:
-        """Forgets a worker; False where it was not known."""
-        slot = self.slots.pop(worker, None)
+    def drop(self, seat: str) -> bool:
+        """Forgets a seat; False where it was not known."""
+        slot = self.slots.pop(seat, None)
         if slot is None:
             return False
-        del self.candidates[worker]
+        worker = self.candidates.pop(seat).worker
+        self.seats_of[worker].discard(seat)
+        if not self.seats_of[worker]:
+            del self.seats_of[worker]
         self._flags[0, slot] = False
         self._free.append(slot)
         return True
 
-    def set_running(self, worker: str, running: Running | None) -> None:
-        """What a known worker is busy with besides what its candidate says."""
-        slot = self.slots.get(worker)
+    def set_running(self, seat: str, running: Running | None) -> None:
+        """What a known seat is busy with besides what its candidate says."""
+        slot = self.slots.get(seat)
         if slot is not None:
             self._numbers[3:, slot] = (
                 (-math.inf, math.inf) if running is None else (running.finish, running.stalls_at)
@@ -82,8 +89,8 @@ class Roster:
         if self._num_kinds != len(self._kinds):
             self._num_kinds = len(self._kinds)
             self._patterns, self._rows = {}, []
-            for worker, slot in self.slots.items():
-                self._pattern[slot] = self._pattern_of(self.candidates[worker])
+            for seat, slot in self.slots.items():
+                self._pattern[slot] = self._pattern_of(self.candidates[seat])
         if len(self._table) != len(self._rows) or self._table.shape[1:] != (self._num_kinds,):
             self._table = np.array(self._rows, np.bool_).reshape(len(self._rows), self._num_kinds)
         speeds = self._numbers[0, : len(self.names)][self._flags[0, : len(self.names)]]
@@ -131,23 +138,23 @@ class Roster:
         able: NDArray[np.bool_] = present & self._table[self._pattern[: len(self.names)], kind]
         return able
 
-    def kinds_for(self, worker: str) -> NDArray[np.bool_]:
-        """Which kinds a worker can take [kinds]."""
-        return self._rows[int(self._pattern[self.slots[worker]])]
+    def kinds_for(self, seat: str) -> NDArray[np.bool_]:
+        """Which kinds a seat can take [kinds]."""
+        return self._rows[int(self._pattern[self.slots[seat]])]
 
-    def _take_slot(self, worker: str) -> int:
+    def _take_slot(self, seat: str) -> int:
         if self._free:
             slot = self._free.pop()
-            self.names[slot] = worker
+            self.names[slot] = seat
         else:
             slot = len(self.names)
-            self.names.append(worker)
+            self.names.append(seat)
             if slot >= len(self._pattern):
                 more = max(64, slot)
                 self._numbers = np.hstack([self._numbers, np.zeros((5, more))])
                 self._flags = np.hstack([self._flags, np.zeros((2, more), np.bool_)])
                 self._pattern = np.hstack([self._pattern, np.zeros(more, np.int64)])
-        self.slots[worker] = slot
+        self.slots[seat] = slot
         self._numbers[3:, slot] = (-math.inf, math.inf)
         return slot
 

@@ -78,17 +78,18 @@ def rank(scene: Scene, work: Work) -> Rank:
 def soonest_other(
     scene: Scene, asking: Asking, work: Work, holder: str = ""
 ) -> tuple[str, float] | None:
-    """Which other worker is expected to finish the work soonest, and when; None: nobody can.
+    """Which other seat is expected to finish the work soonest, and when; None: nobody can.
 
-    Its present `holder` does not count.
+    Those of its present `holder`, a worker, do not count.
     """
     roster = scene.roster
     kind = scene.shelves.kind_of(work)
     able = roster.can_take(kind)
-    without = {asking.candidate.worker, holder}
-    for worker in without.union(work.excluded, work.ran_out or ()) & roster.slots.keys():
-        able[roster.slots[worker]] = worker not in without and (
-            find_obstacle(work, roster.candidates[worker], now=scene.now) is None
+    without = {asking.candidate.seat, *roster.seats_of.get(holder, ())}
+    excluded = {seat for worker in work.excluded for seat in roster.seats_of.get(worker, ())}
+    for seat in without.union(excluded, work.ran_out or ()) & roster.slots.keys():
+        able[roster.slots[seat]] = seat not in without and (
+            find_obstacle(work, roster.candidates[seat], now=scene.now) is None
         )
     if not able.any():
         return None

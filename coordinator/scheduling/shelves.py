@@ -105,6 +105,7 @@ class Shelves:
         self._now = 0.0
         self._paused: list[tuple[float, str]] = []
         self._on_shelf: dict[str, Shelf] = {}
+        self._curves: dict[str, dict[str, Work]] = {}
         self._totals: NDArray[np.float64] = np.zeros((0, _NUM_BINS))
         self._largest: NDArray[np.float64] = np.zeros((0, _NUM_BINS))
 
@@ -114,6 +115,8 @@ class Shelves:
         self.work[work.assignment] = work
         if work.excluded or work.ran_out:
             self.special[work.assignment] = work
+        if work.curve:
+            self._curves.setdefault(work.curve, {})[work.assignment] = work
         self._grow(self._kinds.number(work))
         if work.not_before <= self._now:
             self._set_out(work)
@@ -126,10 +129,23 @@ class Shelves:
         if work is None:
             return False
         self.special.pop(assignment, None)
+        curve = self._curves.get(work.curve, {})
+        curve.pop(assignment, None)
+        if not curve:
+            self._curves.pop(work.curve, None)
         shelf = self._on_shelf.pop(assignment, None)
         if shelf is not None:
             self._note(shelf.kind, shelf.drop(work))
         return True
+
+    def shorter(self, work: Work) -> list[Work]:
+        """What may be offered of the work's curve and ends earlier, the shortest first."""
+        found = [
+            one
+            for name, one in self._curves.get(work.curve, {}).items()
+            if name in self._on_shelf and one.num_steps < work.num_steps
+        ]
+        return sorted(found, key=lambda one: (one.num_steps, one.assignment))
 
     def unpause(self, now: float) -> bool:
         """Puts on the shelves what may be offered by now; whether that was anything."""

@@ -29,29 +29,29 @@ class Underway:
         self._backup: NDArray[np.int64] = np.zeros(0, np.int64)
         self.backups: dict[str, str] = {}
         """Original to backup, of those backups that are in progress."""
-        self._of_worker: dict[str, set[str]] = {}
+        self._of_seat: dict[str, set[str]] = {}
 
     def put(self, running: Running) -> str | None:
-        """Adds or replaces; returns the worker that held it before, where it is another one."""
+        """Adds or replaces; returns the seat that held it before, where it is another one."""
         name = running.work.assignment
         before = self.running.get(name)
-        if before is not None and before.worker != running.worker:
+        if before is not None and before.seat != running.seat:
             self._release(before)
         slot = self._slots.get(name)
         if slot is None:
             slot = self._take_slot(name)
         self.running[name] = running
-        self._of_worker.setdefault(running.worker, set()).add(name)
+        self._of_seat.setdefault(running.seat, set()).add(name)
         self._numbers[:, slot] = (running.finish, running.stalls_at, running.work.flops)
         self._kind[slot] = self._kinds.number(running.work)
         if running.backup_of is not None:
             self.backups[running.backup_of] = name
         self._pair(running.backup_of or name)
         self._pair(name)
-        return None if before is None or before.worker == running.worker else before.worker
+        return None if before is None or before.seat == running.seat else before.seat
 
     def drop(self, assignment: str) -> str | None:
-        """Forgets it; returns the worker that held it, None where it was not known."""
+        """Forgets it; returns the seat that held it, None where it was not known."""
         slot = self._slots.pop(assignment, None)
         if slot is None:
             return None
@@ -62,11 +62,11 @@ class Underway:
         if running.backup_of is not None and self.backups.get(running.backup_of) == assignment:
             del self.backups[running.backup_of]
             self._pair(running.backup_of)
-        return running.worker
+        return running.seat
 
-    def longest_of(self, worker: str) -> Running | None:
-        """What a worker is busy with for longest."""
-        held = [self.running[name] for name in self._of_worker.get(worker, ())]
+    def longest_of(self, seat: str) -> Running | None:
+        """What a seat is busy with for longest."""
+        held = [self.running[name] for name in self._of_seat.get(seat, ())]
         return max(held, key=lambda held: (held.finish, held.work.assignment), default=None)
 
     def late(
@@ -147,10 +147,10 @@ class Underway:
         )
 
     def _release(self, running: Running) -> None:
-        held = self._of_worker[running.worker]
+        held = self._of_seat[running.seat]
         held.discard(running.work.assignment)
         if not held:
-            del self._of_worker[running.worker]
+            del self._of_seat[running.seat]
 
     def _take_slot(self, name: str) -> int:
         if self._free:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from coordinator.seats import seat_of
 from protocol.capability import Capability, Device
 
 DEVICES: tuple[Device, ...] = ("cpu", "cuda", "mps")
@@ -14,8 +15,11 @@ class Work:
     """One assignment. FLOPs are what is left of it from its newest durable checkpoint on.
 
     Memory is in bytes for each device, disk in bytes. `excluded` workers never get it. `ran_out`
-    maps a worker to the free memory in bytes with which it ran out of it on this work. Nobody gets
-    it before `not_before`. `inputs` are the digests of the blobs that it starts from.
+    maps a seat to the free memory in bytes with which it ran out of it on this work. Nobody gets
+    it before `not_before`. `inputs` are the digests of the blobs that it starts from. Where it has
+    an `owner`, that worker alone has the text `shard`, and may take it while it says that it does.
+    Work of one `curve` differs in `num_steps` alone: the longer can go on where the shorter ended.
+    `memory_factors` are what measurements made of the estimates of memory, 1.0 where one is absent.
     """
 
     assignment: str
@@ -28,6 +32,11 @@ class Work:
     ran_out: Mapping[str, int] | None = None
     not_before: float = 0.0
     inputs: frozenset[str] = frozenset()
+    owner: str | None = None
+    shard: str = ""
+    curve: str = ""
+    num_steps: int = 0
+    memory_factors: Mapping[Device, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.flops < math.inf:
@@ -36,12 +45,13 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A worker that works or waits for work.
+    """A worker, as one of its devices, that works or waits for work.
 
     `speed` is what is expected of it in FLOP/s: calibrated, corrected by what it really did. An
     idle worker is expected at `busy_until`, and ever later once that has passed. `proven`: some of
     its work was accepted; what others claim counts up to a limit only. `cached` are the digests of
-    blobs that it holds. It expects to stay until `available_until`; None: it did not say.
+    blobs that it holds. It expects to stay until `available_until`; None: it did not say. Each pair
+    in `ran_out`: it ran out of memory on work of so many bytes, with so many free.
     """
 
     worker: str
@@ -52,6 +62,13 @@ class Candidate:
     proven: bool = True
     cached: frozenset[str] = frozenset()
     available_until: float | None = None
+    ran_out: frozenset[tuple[int, int]] = frozenset()
+    device_number: int = 0
+
+    @property
+    def seat(self) -> str:
+        """The device, by a name that no other has."""
+        return seat_of(self.worker, self.device_number)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.speed < math.inf:
@@ -74,6 +91,12 @@ class Running:
     stalls_at: float = math.inf
     backed_up: bool = False
     backup_of: str | None = None
+    device_number: int = 0
+
+    @property
+    def seat(self) -> str:
+        """The device of the worker that does it."""
+        return seat_of(self.worker, self.device_number)
 
 
 @dataclass(frozen=True)
@@ -126,7 +149,8 @@ class Verdict:
 
     `obstacle`: the first requirement that it fails. Otherwise `finish` is when it would be done and
     `target` the time by which everything should be; past it, `sooner` names the worker that is
-    expected to finish it before, at `sooner_finish`. `given`: this is what it would get now.
+    expected to finish it before at `sooner_finish`, which may be the same one with another device.
+    `given`: this is what it would get now.
     """
 
     assignment: str

@@ -54,4 +54,4 @@ def _judge(
         other = known[key]
     if other is None or other[1] >= finish:
         return verdict
-    return replace(verdict, sooner=other[0], sooner_finish=other[1])
+    return replace(verdict, sooner=scene.roster.candidates[other[0]].worker, sooner_finish=other[1])

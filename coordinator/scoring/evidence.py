@@ -4,28 +4,32 @@ The collector has checked the files already; nothing in the folder is trusted fo
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.ledger.results import AcceptedRow, SubmissionRow
 from coordinator.names import checkpoint_name
+from coordinator.scoring.adapters import find_unmerged
 from coordinator.scoring.measuring import Checkpoint, Measurer, num_labels
 from coordinator.scoring.pulse import Pulse, Task
 from coordinator.scoring.verification import (
     Comparison,
     Decision,
     Rejected,
+    Standard,
     decide,
+    decide_harmless,
     find_changed_frozen,
     find_copy,
 )
 from coordinator.text.prepared import Prepared
 from protocol.blobs import ShardManifest
-from protocol.manifests import CheckpointManifest, FileName
+from protocol.manifests import CheckpointManifest, FileName, files_of
 from protocol.specs import ExpertSpec, ModelShape
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
+from shared.checkpointfiles import tensors_of
 from shared.tensorfiles import (
     TensorFileError,
     check_file,
@@ -35,6 +39,7 @@ from shared.tensorfiles import (
 )
 
 MODEL_FILE: FileName = "model.safetensors"
+ADAPTER_FILE: FileName = "adapter.safetensors"
 _BOOTSTRAP_SEED = 0
 
 Tensors = dict[str, NDArray[np.generic]]
@@ -68,17 +73,22 @@ class AcceptedFiles:
         Each is hashed when it is first seen; later, and until `hash_again`, it has to be there.
         """
         for row in accepted.values():
-            digest = row.manifest.blob(MODEL_FILE).digest
-            if self._store.has(digest):
-                if digest in self._hashed:
-                    continue
-                self._tick()
-                if self._store.verify(digest):
-                    self._hashed.add(digest)
-                    continue
-            self._hashed.discard(digest)
-            return f"the file of {checkpoint_name(row.spec)}, blob {digest}, is lost or damaged"
+            for file in row.manifest.files:
+                if not self._is_sound(file.blob.digest):
+                    name = checkpoint_name(row.spec)
+                    return f"the file of {name}, blob {file.blob.digest}, is lost or damaged"
         return None
+
+    def _is_sound(self, digest: str) -> bool:
+        if self._store.has(digest):
+            if digest in self._hashed:
+                return True
+            self._tick()
+            if self._store.verify(digest):
+                self._hashed.add(digest)
+                return True
+        self._hashed.discard(digest)
+        return False
 
     def hash_again(self) -> None:
         """Hash every file anew when it is next looked at."""
@@ -89,15 +99,31 @@ class Examiner:
     """Examines one submission after the other; remembers the digests of accepted tensors."""
 
     def __init__(
-        self, *, prepared: Prepared, store: BlobStore, measurer: Measurer, pulse: Pulse
+        self,
+        *,
+        prepared: Prepared,
+        trained: Collection[str],
+        store: BlobStore,
+        measurer: Measurer,
+        pulse: Pulse,
+        harm_percent: float = 0.0,
     ) -> None:
+        """`trained` are the domains that experts train on; `harm_percent` is for own data."""
         self._prepared = prepared
+        self._trained = trained
         self._store = store
         self._measurer = measurer
         self._pulse = pulse
+        self._harm_percent = harm_percent
         self._tensor_digests: dict[tuple[str, int], str] = {}
 
-    def examine(self, submission: SubmissionRow, accepted: Mapping[str, AcceptedRow]) -> Decision:
+    def examine(
+        self,
+        submission: SubmissionRow,
+        accepted: Mapping[str, AcceptedRow],
+        *,
+        standard: Standard = "better",
+    ) -> Decision:
         """The decision on `submission`; `accepted` are the checkpoints accepted so far, by spec.
 
         Raises KeyError when the parent of an expert is not among them.
@@ -111,6 +137,9 @@ class Examiner:
             refusal = self._changed_frozen(submission, parent)
         if refusal is not None:
             return refusal
+        if submission.owner is not None:
+            assert parent is not None, "an expert on own data starts from a seed"
+            return self._examine_own(submission, parent)
         gates = self._gates(spec)
         widths = widths_of(spec)
         total = sum(map(num_labels, gates)) * len(widths) * (1 if parent is None else 2)
@@ -119,25 +148,57 @@ class Examiner:
             self._compare(checkpoint_at(self._store, spec, manifest, width), spec, parent, task)
             for width in widths
         ]
-        return decide(comparisons, rng_seed=_BOOTSTRAP_SEED)
+        return decide(comparisons, rng_seed=_BOOTSTRAP_SEED, standard=standard)
+
+    def _examine_own(self, submission: SubmissionRow, parent: AcceptedRow) -> Decision:
+        """Own data: nobody else has text of its domain, so the run's domains must not suffer."""
+        spec = submission.spec
+        gates = [shard for shard in self._prepared.shards if shard.split == "gate"]
+        task = self._pulse.task(
+            f"verifying {checkpoint_name(spec)}", 2 * sum(map(num_labels, gates))
+        )
+        width = spec.shape.ffn_width
+        candidate, beginning = (
+            self._measurer.measure(
+                checkpoint_at(self._store, one.spec, one.manifest, width), gates, task=task
+            )
+            for one in (submission, parent)
+        )
+        comparisons = {
+            gate.domain: Comparison(
+                candidate=new,
+                baseline=old,
+                documents=self._measurer.windows(gate, spec.shape.context_length).label_documents,
+                against="its parent",
+                ffn_width=width,
+            )
+            for gate, new, old in zip(gates, candidate, beginning, strict=True)
+        }
+        return decide_harmless(
+            comparisons, harm_percent=self._harm_percent, rng_seed=_BOOTSTRAP_SEED
+        )
 
     def _damage(self, submission: SubmissionRow) -> Rejected | None:
         spec, manifest = submission.spec, submission.manifest
-        expected = ("expert", spec.digest, spec.train.num_steps, submission.worker)
-        found = (manifest.kind, manifest.spec, manifest.step, manifest.worker)
+        names = files_of("expert", spec)
+        expected = ("expert", spec.digest, spec.train.num_steps, submission.worker, names)
+        files = tuple(file.name for file in manifest.files)
+        found = (manifest.kind, manifest.spec, manifest.step, manifest.worker, files)
         if found != expected:
             return Rejected(
                 "its manifest does not answer to its spec", f"got {found}, expected {expected}"
             )
-        digest = manifest.blob(MODEL_FILE).digest
-        if not self._store.has(digest) or not self._store.verify(digest):
-            return Rejected("its file is damaged", f"{digest} is missing or does not verify")
-        path = self._store.path(digest)
-        try:
-            check_file(path, model_tensors(spec.shape))
-            check_finite(path)
-        except TensorFileError as error:
-            return Rejected("its file does not hold what its spec says", str(error))
+        for name in names:
+            digest = manifest.blob(name).digest
+            if not self._store.has(digest) or not self._store.verify(digest):
+                return Rejected("its file is damaged", f"{digest} is missing or does not verify")
+            path = self._store.path(digest)
+            try:
+                check_file(path, tensors_of(name, spec))
+                check_finite(path)
+            except TensorFileError as error:
+                words = f"{name}: {error}"
+                return Rejected("its file does not hold what its spec says", words)
         return None
 
     def _copy(
@@ -161,19 +222,23 @@ class Examiner:
         spec = submission.spec
         if spec.trains == "all":
             return None
-        return find_changed_frozen(
-            self._tensors(submission.manifest.blob(MODEL_FILE).digest, spec.shape),
-            self._tensors(parent.manifest.blob(MODEL_FILE).digest, spec.shape),
-            spec.trains,
+        candidate, frozen = (
+            self._tensors(one.manifest.blob(MODEL_FILE).digest, spec.shape)
+            for one in (submission, parent)
         )
+        if spec.lora is not None:
+            adapter = self._store.path(submission.manifest.blob(ADAPTER_FILE).digest)
+            return find_unmerged(candidate, frozen, read_tensors(adapter), spec.lora)
+        return find_changed_frozen(candidate, frozen, spec.trains)
 
     def _gates(self, spec: ExpertSpec) -> Sequence[ShardManifest]:
-        """An expert is held to its own domain's text, a seed to that of all domains it serves."""
-        return [
-            shard
-            for shard in self._prepared.shards
-            if shard.split == "gate" and (spec.kind == "seed" or shard.domain == spec.domain)
-        ]
+        """A seed is held to all domains' text, the dense baseline to that of those it trains on,
+        an expert to its own domain's."""
+        gates = [shard for shard in self._prepared.shards if shard.split == "gate"]
+        if spec.kind == "seed":
+            return gates
+        domains = self._trained if spec.kind == "dense" else (spec.domain,)
+        return [shard for shard in gates if shard.domain in domains]
 
     def _compare(
         self, candidate: Checkpoint, spec: ExpertSpec, parent: AcceptedRow | None, task: Task

@@ -1,12 +1,13 @@
 """Per-token label log-likelihoods, computed once for each checkpoint, width, shard and context.
 
 An entry is two files: the array in NumPy's own format and, written last, the SHA-256 of that file.
-An entry whose bytes do not answer to it counts as missing. Entries on gate and test text are as
+An entry whose bytes do not answer to it counts as missing, so nothing waits for the disk: what a
+power failure takes is computed again. Entries on gate and test text are as
 secret as the text, so the folder belongs under the run's sealed one.
 """
 
 import hashlib
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +71,13 @@ class LikelihoodCache:
         array, marker = self._paths(key)
         self._checked.discard(key.stem)
         marker.unlink(missing_ok=True)
+        buffer = io.BytesIO()
+        np.save(buffer, labels, allow_pickle=False)
+        contents = buffer.getbuffer()
         temporary = array.with_suffix(".writing")
-        with temporary.open("wb") as file:
-            np.save(file, labels, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = _digest_file(temporary)
+        temporary.write_bytes(contents)
         temporary.replace(array)
-        with temporary.open("w", encoding="ascii") as file:
-            file.write(digest)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_text(hashlib.sha256(contents).hexdigest(), "ascii")
         temporary.replace(marker)
 
     def forget(self, checkpoint: str) -> None:

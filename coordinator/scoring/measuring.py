@@ -12,13 +12,13 @@ from coordinator.scoring.likelihood_cache import ROUNDING, CacheKey, Labels, Lik
 from coordinator.scoring.pulse import Task
 from protocol.blobs import ShardManifest
 from protocol.specs import ModelShape
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
 from shared.likelihood import label_log_likelihoods, unigram_log_likelihoods
 from shared.model import load
 from shared.shards import Shard, Windows, scoring_windows
 
-BATCH_WINDOWS = 4
-"""Windows that run together; on a CPU, larger batches are slower (they leave the cache)."""
+BATCH_LABELS = 2048
+"""Labels that run together; on a CPU, larger batches are slower (they leave the cache)."""
 
 FLOOR = -600.0
 """The worst log-likelihood of a label, in nats. A perplexity of exp(600) is still a float64."""
@@ -56,6 +56,13 @@ class Measurer:
     def windows(self, manifest: ShardManifest, context_length: int) -> Windows:
         """How the shard's labels lie in windows of at most `context_length`, and in documents."""
         return scoring_windows(self.shard(manifest), context_length)
+
+    def is_measured(self, checkpoint: Checkpoint, manifests: Sequence[ShardManifest]) -> bool:
+        """Whether the cache has it all, so that the checkpoint's file is not needed."""
+        return all(
+            self._cache.find(self._key(checkpoint, one), num_labels=num_labels(one)) is not None
+            for one in manifests
+        )
 
     def measure(
         self, checkpoint: Checkpoint, manifests: Sequence[ShardManifest], *, task: Task
@@ -98,7 +105,7 @@ class Measurer:
             model,
             self.shard(manifest),
             length=key.context_length,
-            batch=BATCH_WINDOWS,
+            batch=max(1, BATCH_LABELS // key.context_length),
             progress=progress,
         )
         self._cache.put(key, floored(computed), num_labels=labels)

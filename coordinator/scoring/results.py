@@ -1,274 +1,186 @@
-"""Pure: log-likelihoods of test text to perplexities, ensembles and the table. Sums are in fp64.
+"""Pure: log-likelihoods of test text to the results: contestants, modes, baselines, comparisons."""
 
-An ensemble is arithmetic on the log-likelihoods of its members' labels: the probability average,
-and the posterior over members given the text so far, with a uniform prior as in the paper (arXiv
-2502.19385) or with one learned on dev text, which is never the text that is reported.
-"""
-
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.ids import DomainId
-from protocol.messages import ResultTable, TableRow
-from protocol.values import Count, Number, Positive, Value
-from shared.ensemble import (
-    bits_per_byte,
-    cached_prior,
-    perplexity,
-    posterior_ensemble,
-    probability_average,
+from coordinator.scoring.ensembles import Ensemble, ShardScores, ensemble_sums
+from coordinator.scoring.lineup import Contestants
+from coordinator.scoring.outcome import (
+    ALL,
+    DENSE_COLUMN,
+    HELD_OUT,
+    OWN,
+    SEED_COLUMN,
+    WITH_SEED,
+    Comparison,
+    DomainScores,
+    Measure,
+    Role,
+    SchemeScores,
+    mode_name,
 )
+from coordinator.scoring.statistics import DomainSums, Pair, compare
+from shared.ensemble import bits_per_byte, perplexity
 
-SEED_COLUMN = "seed M"
-BEST_COLUMN = "best single"
-WITH_SEED = "+seed"
-
-Floats = NDArray[np.floating]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class ShardScores:
-    """One shard under every model: name to log-likelihoods, float [labels], in nats.
+class DomainText:
+    """One domain's dev shard, to choose and to learn priors on, and test shard, to report on.
 
-    `starts` holds the index of each scoring window's first label, int [windows]: a posterior starts
-    afresh there. `num_bytes` is the UTF-8 length of the shard's documents.
+    `weight_averages` maps schemes to modes to the log-likelihoods of the test labels, [labels].
     """
-
-    by_model: Mapping[str, Floats]
-    starts: NDArray[np.integer]
-    num_bytes: int
-
-    def matrix(self, models: Sequence[str]) -> NDArray[np.float64]:
-        """Log-likelihoods of `models`, fp64 [models, labels]."""
-        return np.stack([np.asarray(self.by_model[model], dtype=np.float64) for model in models])
-
-
-@dataclass(frozen=True)
-class DomainScores:
-    """One domain's dev shard, to choose on, and test shard, to report on."""
 
     domain: str
+    role: Role
     dev: ShardScores
     test: ShardScores
+    weight_averages: Mapping[str, Mapping[str, NDArray[np.floating]]] = field(default_factory=dict)
 
 
-class Measure(Value):
-    """Perplexity for each label token, and total nats / ln 2 / UTF-8 bytes of the documents."""
-
-    perplexity: Number
-    bits_per_byte: Number
-
-
-class SchemeResult(Value):
-    """A scheme's ensembles of one domain's test text, by mode, and its best expert by dev text."""
-
-    average: Measure
-    posterior: Measure
-    dev_prior_posterior: Measure
-    average_with_seed: Measure
-    posterior_with_seed: Measure
-    dev_prior_posterior_with_seed: Measure
-    best_single: str
-
-
-class DomainResult(Value):
-    """Everything that is reported of one domain. `models` has every checkpoint alone."""
-
-    domain: DomainId
-    num_labels: Positive
-    num_bytes: Count
-    models: dict[str, Measure]
-    schemes: dict[str, SchemeResult]
-    best_single: str
-    tied: tuple[tuple[str, ...], ...]
-
-
-class Results(Value):
-    """Everything that was scored. `schemes` maps scheme and domain to the name of the expert."""
-
-    run: str
-    seed: str
-    schemes: dict[str, dict[str, str]]
-    domains: tuple[DomainResult, ...]
-
-
-def compute_results(
-    domains: Sequence[DomainScores],
-    *,
-    run: str,
-    seed: str,
-    schemes: Mapping[str, Mapping[str, str]],
-) -> Results:
-    """All ensembles of all schemes on every domain, and every model alone.
-
-    `seed` names the seed model of width M, `schemes` maps scheme and domain to the expert's name.
-    The best single expert is chosen for each domain by its dev text, never by the text reported.
-    """
-    return Results(
-        run=run,
-        seed=seed,
-        schemes={scheme: dict(experts) for scheme, experts in schemes.items()},
-        domains=tuple(_domain_result(scores, seed, schemes) for scores in domains),
+def score_domain(text: DomainText, contestants: Contestants) -> tuple[DomainScores, DomainSums]:
+    """All models, ensembles and weight averages on one domain's test text."""
+    test = text.test
+    counts = test.label_counts()
+    models = {name: test.model_sums(name) for name in sorted(test.by_model)}
+    ensembles = _ensembles(text, contestants)
+    columns = {SEED_COLUMN: models[contestants.seed]}
+    if contestants.dense is not None:
+        columns[DENSE_COLUMN] = models[contestants.dense]
+        with_seed = ensembles[contestants.dense, contestants.seed]
+        columns[DENSE_COLUMN + WITH_SEED] = with_seed[mode_name("posterior")]
+    modes: dict[str, dict[str, Floats]] = {}
+    for scheme, members in contestants.members.items():
+        modes[scheme] = _modes(ensembles, members, contestants.seed)
+        for averaged, labels in text.weight_averages.get(scheme, {}).items():
+            modes[scheme][averaged] = np.asarray(labels, dtype=np.float64)
+        columns[scheme] = modes[scheme][mode_name("posterior")]
+        columns[scheme + WITH_SEED] = modes[scheme][mode_name("posterior") + WITH_SEED]
+    measured = _Measured(num_labels=test.num_labels, num_bytes=test.num_bytes)
+    tied = tied_columns(text.domain, contestants)
+    return (
+        DomainScores(
+            domain=text.domain,
+            role=text.role,
+            round=contestants.rounds.get(text.domain),
+            difficulty=contestants.classes.get(text.domain),
+            seed_dev_perplexity=perplexity(text.dev.by_model[contestants.seed]),
+            num_documents=len(counts),
+            num_labels=test.num_labels,
+            num_bytes=test.num_bytes,
+            columns=measured.all(columns),
+            models=measured.all(models),
+            schemes={
+                scheme: SchemeScores(
+                    modes=measured.all(modes[scheme]),
+                    best_single=best_on(text.dev, members),
+                    oracle=best_on(test, _measured_experts(test, contestants, scheme)),
+                )
+                for scheme, members in contestants.members.items()
+            },
+            tied=tied,
+        ),
+        DomainSums(domain=text.domain, sums=columns, counts=counts, tied=tied),
     )
 
 
-def best_on_dev(scores: DomainScores, models: Sequence[str]) -> str:
-    """The model with the highest mean log-likelihood on dev text; of equals the first by name."""
-    return min(models, key=lambda model: (-float(scores.dev.matrix([model]).mean()), model))
+def compare_all(
+    domains: Sequence[DomainScores], sums: Sequence[DomainSums], contestants: Contestants
+) -> tuple[Comparison, ...]:
+    """What the report says of who is better, on every domain and over groups of them."""
+    groups = {
+        OWN: [one.domain for one in domains if one.role == "trained"],
+        HELD_OUT: [one.domain for one in domains if one.role == "held-out"],
+        ALL: [one.domain for one in domains],
+    }
+    return compare(sums, compared_pairs(contestants), groups)
 
 
-def tied_columns(
-    domain: str, schemes: Mapping[str, Mapping[str, str]]
-) -> tuple[tuple[str, ...], ...]:
-    """Groups of the table's columns that tie by construction on `domain`: no scheme wins there.
+def compared_pairs(contestants: Contestants) -> tuple[Pair, ...]:
+    """Other schemes against the first, schemes against dense, like with like; all against the seed.
 
-    Schemes tie where the same expert trained on the domain in all of them: what still tells their
-    ensembles apart is how little weight goes to the other domains' experts. On a domain that nobody
-    trained on, they tie if all of their experts are the same.
+    Like with like: an ensemble with the seed as a member only against another one with it.
+    """
+    first, *others = contestants.schemes
+    pairs: list[Pair] = []
+    for ending in ("", WITH_SEED):
+        pairs += [(scheme + ending, first + ending) for scheme in others]
+        if contestants.dense is not None:
+            dense = DENSE_COLUMN + ending
+            pairs += [(scheme + ending, dense) for scheme in contestants.schemes]
+            pairs.append((dense, SEED_COLUMN))
+        pairs += [(scheme + ending, SEED_COLUMN) for scheme in contestants.schemes]
+    return tuple(pairs)
+
+
+def best_on(scores: ShardScores, models: Sequence[str]) -> str:
+    """The model with the highest mean log-likelihood; of equals the first by name."""
+    means = {model: float(scores.matrix([model]).mean()) for model in models}
+    return min(models, key=lambda model: (-means[model], model))
+
+
+def tied_columns(domain: str, contestants: Contestants) -> tuple[tuple[str, ...], ...]:
+    """Groups of columns that tie by construction on `domain`: no scheme wins there.
+
+    Where the expert that trained on the domain is a member, schemes tie if it is the same one in
+    all of them: what still tells their ensembles apart is how little weight goes to the other
+    domains' experts. Where it is none (it was trained on, along a lineage, or nobody trained on the
+    domain), schemes tie if all of their members are the same.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
-    for scheme, experts in schemes.items():
-        basis = (experts[domain],) if domain in experts else tuple(sorted(set(experts.values())))
+    for scheme, members in contestants.members.items():
+        expert = contestants.experts[scheme].get(domain)
+        basis = (expert,) if expert in members else members
         groups.setdefault(basis, []).append(scheme)
     tied = [tuple(group) for group in groups.values() if len(group) > 1]
     return tuple(tied + [tuple(scheme + WITH_SEED for scheme in group) for group in tied])
 
 
-def result_table(results: Results) -> ResultTable:
-    """The table that people see: uniform-prior posteriors beside the seed and the best expert."""
-    schemes = tuple(results.schemes)
-    columns = (SEED_COLUMN, BEST_COLUMN, *schemes, *(scheme + WITH_SEED for scheme in schemes))
-    return ResultTable(
-        columns=columns, rows=tuple(_table_row(domain, results.seed) for domain in results.domains)
-    )
+@dataclass(frozen=True)
+class _Measured:
+    """Sums of log-likelihoods, in whatever parts, to measures."""
 
+    num_labels: int
+    num_bytes: int
 
-def results_json(results: Results) -> bytes:
-    """The contents of results.json: the table and all else, every figure in full precision."""
-    contents = {
-        "table": result_table(results).model_dump(mode="json"),
-        **results.model_dump(mode="json"),
-    }
-    text = json.dumps(contents, indent=1, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8") + b"\n"
+    def all(self, sums: Mapping[str, Floats]) -> dict[str, Measure]:
+        return {name: self.one(values) for name, values in sums.items()}
 
-
-def _measure(log_likelihoods: Floats, num_bytes: int) -> Measure:
-    return Measure(
-        perplexity=float(perplexity(log_likelihoods)),
-        bits_per_byte=float(bits_per_byte(log_likelihoods, num_bytes)),
-    )
-
-
-def _domain_result(
-    scores: DomainScores, seed: str, schemes: Mapping[str, Mapping[str, str]]
-) -> DomainResult:
-    test = scores.test
-    experts = sorted({name for scheme in schemes.values() for name in scheme.values()})
-    models = {name: _measure(test.matrix([name])[0], test.num_bytes) for name in [seed, *experts]}
-    return DomainResult(
-        domain=scores.domain,
-        num_labels=len(test.by_model[seed]),
-        num_bytes=test.num_bytes,
-        models=models,
-        schemes={
-            scheme: _scheme_result(scores, seed, sorted(set(members.values())))
-            for scheme, members in schemes.items()
-        },
-        best_single=best_on_dev(scores, experts),
-        tied=tied_columns(scores.domain, schemes),
-    )
-
-
-def _scheme_result(scores: DomainScores, seed: str, experts: Sequence[str]) -> SchemeResult:
-    average, posterior, dev_prior = _ensembles(scores, experts)
-    seed_average, seed_posterior, seed_dev_prior = _ensembles(scores, [*experts, seed])
-    return SchemeResult(
-        average=average,
-        posterior=posterior,
-        dev_prior_posterior=dev_prior,
-        average_with_seed=seed_average,
-        posterior_with_seed=seed_posterior,
-        dev_prior_posterior_with_seed=seed_dev_prior,
-        best_single=best_on_dev(scores, experts),
-    )
-
-
-def _ensembles(scores: DomainScores, members: Sequence[str]) -> tuple[Measure, Measure, Measure]:
-    test = scores.test
-    matrix = test.matrix(members)
-    prior = cached_prior(scores.dev.matrix(members), scores.dev.starts)
-    return (
-        _measure(probability_average(matrix), test.num_bytes),
-        _measure(posterior_ensemble(matrix, test.starts), test.num_bytes),
-        _measure(posterior_ensemble(matrix, test.starts, prior), test.num_bytes),
-    )
-
-
-def _table_row(result: DomainResult, seed: str) -> TableRow:
-    cells = {SEED_COLUMN: result.models[seed], BEST_COLUMN: result.models[result.best_single]}
-    for scheme, ensembles in result.schemes.items():
-        cells[scheme] = ensembles.posterior
-        cells[scheme + WITH_SEED] = ensembles.posterior_with_seed
-    return TableRow(
-        domain=result.domain,
-        perplexity={column: cell.perplexity for column, cell in cells.items()},
-        bits_per_byte={column: cell.bits_per_byte for column, cell in cells.items()},
-        best_single=result.best_single,
-        tied=result.tied,
-    )
-
-
-def render_table(table: ResultTable) -> str:
-    """Plain text for a terminal: perplexity, then bits per byte, with what the reader must know."""
-    lines = ["Perplexity on test text, for each token; lower is better."]
-    lines += _block(table, lambda row: row.perplexity, digits=2)
-    lines += ["", "Bits per byte on test text; lower is better."]
-    lines += _block(table, lambda row: row.bits_per_byte, digits=4)
-    lines += ["", f"{BEST_COLUMN}: the expert with the lowest perplexity on the domain's dev text:"]
-    lines += [f"  {row.domain}: {row.best_single}" for row in table.rows]
-    if any(row.tied for row in table.rows):
-        lines.append(
-            "=: these schemes trained the same expert on this domain, so that they tie there by "
-            "construction."
+    def one(self, sums: Floats) -> Measure:
+        mean = np.full(1, sums.sum() / self.num_labels)
+        return Measure(
+            perplexity=perplexity(mean),
+            bits_per_byte=bits_per_byte(mean * self.num_labels, self.num_bytes),
         )
-    return "\n".join(lines) + "\n"
 
 
-def _block(
-    table: ResultTable, cells_of: Callable[[TableRow], Mapping[str, float]], *, digits: int
-) -> list[str]:
-    rows = [
-        [row.domain]
-        + [
-            f"{cells_of(row)[column]:.{digits}f}{'=' if _is_tied(row, column) else ' '}"
-            for column in table.columns
-        ]
-        for row in table.rows
-    ]
-    means = [
-        _geometric_mean([cells_of(row)[column] for row in table.rows]) for column in table.columns
-    ]
-    rows.append(["geometric mean", *(f"{mean:.{digits}f} " for mean in means)])
-    header = ["domain", *(f"{column} " for column in table.columns)]
-    widths = [max(len(line[index]) for line in [header, *rows]) for index in range(len(header))]
-    return [
-        "  ".join(
-            [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        ).rstrip()
-        for line in [header, *rows]
-    ]
+def _ensembles(
+    text: DomainText, contestants: Contestants
+) -> dict[tuple[str, ...], dict[str, Floats]]:
+    """Members to modes to sums over documents; each different ensemble is computed once."""
+    wanted = dict.fromkeys(contestants.members.values())
+    wanted |= dict.fromkeys((*members, contestants.seed) for members in list(wanted))
+    if contestants.dense is not None:
+        wanted[contestants.dense, contestants.seed] = None
+    ensembles = [Ensemble.of(members, text.dev) for members in wanted]
+    computed = ensemble_sums(text.test, ensembles)
+    return {one.members: sums for one, sums in zip(ensembles, computed, strict=True)}
 
 
-def _is_tied(row: TableRow, column: str) -> bool:
-    return any(column in group for group in row.tied)
+def _modes(
+    ensembles: Mapping[tuple[str, ...], Mapping[str, Floats]], members: tuple[str, ...], seed: str
+) -> dict[str, Floats]:
+    with_seed = ensembles[(*members, seed)]
+    return {
+        **ensembles[members],
+        **{name + WITH_SEED: sums for name, sums in with_seed.items()},
+    }
 
 
-def _geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(math.fsum(math.log(value) for value in values) / len(values))
+def _measured_experts(scores: ShardScores, contestants: Contestants, scheme: str) -> list[str]:
+    names = {*contestants.experts[scheme].values(), *contestants.members[scheme]}
+    return sorted(name for name in names if name in scores.by_model)

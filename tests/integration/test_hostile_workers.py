@@ -262,6 +262,22 @@ async def test_a_training_that_failed_after_progress_accuses_nobody(api, make, g
     assert row.standing.excluded == frozenset()
 
 
+async def test_a_checkpoint_that_ruins_the_trainings_of_several_is_dropped(api, make, guest):
+    spec = add_work(api, make)
+    mallory, bert, carl = guest("mallory"), guest("bert"), guest("carl")
+    await poisoned(api, make, spec, mallory)
+    for number, worker in enumerate((bert, bert, carl), start=1):
+        offer = await worker.start()
+        assert offer.resume is not None
+        await worker.beat(offer, 5 + number)
+        await worker.release(offer, "diverged")
+        with api.ledger.read() as connection:
+            row = queries.get_assignment(connection, offer.assignment)
+        assert row.standing.excluded == ({mallory.worker} if worker is carl else frozenset())
+        pass_quickly(api, 15.0)
+    assert (await bert.start()).resume is None
+
+
 @pytest.mark.parametrize("speed", [5e-324, 1e308])
 async def test_no_speed_that_a_worker_tells_breaks_the_status(api, make, guest, speed):
     with pytest.raises(ValidationError, match="flops_per_second"):

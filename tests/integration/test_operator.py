@@ -105,7 +105,7 @@ def write_run(folder: Path) -> Path:
     return run_file
 
 
-def wait_for(condition: Callable[[], Any], *, seconds: float = 40.0) -> Any:
+def wait_for(condition: Callable[[], Any], *, seconds: float = 90.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -161,7 +161,7 @@ class Run:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(90)
 
     def join(self, name: str, **changes: object) -> "Worker":
         identity = Identity(Path("nowhere"), secrets.token_bytes(32))
@@ -580,7 +580,7 @@ def test_roles_are_told_the_ledger_where_other_users_cannot_read_it(run, tmp_pat
         assert child.environ()["HDEE_DATABASE"] == url
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(90)
 
 
 def test_a_run_goes_on_from_a_copy_put_in_the_place_of_its_ledger(call, tmp_path):

@@ -1,6 +1,7 @@
 """Gate and test text and likelihoods leave the coordinator by no path; nothing tells of them."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,14 @@ from coordinator.urls import URL_SECRET_PURPOSE, Purpose, sign_url
 from protocol.blobs import BlobRef, ShardManifest, Split
 from protocol.digests import digest_bytes
 from protocol.messages import AssignmentHeartbeat
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
 from shared.clock import now
+from shared.exchange.exchange import Exchange, FetchFailed
+from shared.exchange.push import push
+from shared.exchange.rates import Bucket
+from shared.exchange.streams import Status, StreamRefused, StreamSource
 from shared.identity import Identity, sign_certificate
-from shared.swarm.peer import FetchFailed
+from tests.wire import tier
 
 STRANGER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
 UNKNOWN = BlobRef(digest="ab" * 32, size=11)
@@ -101,7 +106,7 @@ async def place(tmp_path: Path, free_ports: Callable[[int], list[int]], make: An
     role = NetworkRole(run, folders, prepared, ledger)
     stop = asyncio.Event()
     serving = asyncio.create_task(role.serve(stop))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while role.peer is None or public.digest not in role._announced:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     yield Place(role, ledger, public, hidden, f"http://127.0.0.1:{network}")
@@ -151,30 +156,74 @@ def extended(url: str, suffix: str) -> str:
 async def test_libp2p_streams_and_the_dht_know_no_sealed_blob(
     place: Place, loopback_swarm: Any
 ) -> None:
-    own = loopback_swarm.identity("stranger")
+    key = loopback_swarm.identity("stranger")
     peer = await loopback_swarm.start(
         "stranger",
         coordinator=place.role.identity.peer_id,
         run=place.role.run.run.name,
         certificate=sign_certificate(
             place.role.identity,
-            peer=own.peer_id,
+            peer=key.peer_id,
             run=place.role.run.run.name,
             expires_at=int(now()) + 600,
         ),
         bootstrap=place.role.peer.maddrs,
     )
-    store = loopback_swarm.store("stranger")
-    coordinator = place.role.identity.peer_id
-    assert await peer.fetch_blob(place.public, store, providers=[coordinator]) == coordinator
+    store, name = loopback_swarm.store("stranger"), place.role.identity.peer_id
+    open_stream = peer.opener(name, place.role.peer.maddrs)
+    coordinator = StreamSource(open_stream, peer=name, route="retained", down=Bucket())
+
+    async def fetch(ref: BlobRef) -> str:
+        return await Exchange(store).fetch(ref, [tier(coordinator)])
+
+    assert await fetch(place.public) == f"retained {name}"
     with pytest.raises(FetchFailed) as unknown:
-        await peer.fetch_blob(UNKNOWN, store, providers=[coordinator])
+        await fetch(UNKNOWN)
     for ref in place.sealed.values():
         assert await peer.providers(ref.digest) == []
         with pytest.raises(FetchFailed) as refused:
-            await peer.fetch_blob(ref, store, providers=[coordinator])
+            await fetch(ref)
         assert refused.value.reason.replace(ref.digest, UNKNOWN.digest) == unknown.value.reason
         assert not store.has(ref.digest)
+    own = store.add_bytes(b"own text")
+    with pytest.raises(StreamRefused) as unwanted:
+        await push(open_stream, own, store, up=Bucket())
+    for data in (b"gate text!!", b"test text!!"):
+        with pytest.raises(StreamRefused) as not_taken:
+            await push(open_stream, store.add_bytes(data), store, up=Bucket())
+        assert not_taken.value.reason == unwanted.value.reason
+
+
+async def test_no_request_on_a_stream_tells_a_sealed_blob_from_one_that_is_nowhere(
+    place: Place, loopback_swarm: Any
+) -> None:
+    """Every op, of any range and size, the right ones included."""
+    peer = await loopback_swarm.start("stranger", bootstrap=place.role.peer.maddrs)
+    assert place.role.peer is not None
+    open_stream = peer.opener(place.role.identity.peer_id, place.role.peer.maddrs)
+
+    async def answer(op: str, digest: str, offset: int, length: int) -> bytes:
+        request = {"op": op, "digest": digest, "offset": offset, "length": length}
+        body = json.dumps(request).encode()
+        reader, writer = await open_stream()
+        writer.write(len(body).to_bytes(2, "big") + body)
+        said = await asyncio.wait_for(reader.readexactly(9), 10)
+        writer.write(b"k")
+        said += await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return said
+
+    refused = bytes([Status.UNKNOWN]) + bytes(8)
+    for op, offset, length in (
+        ("pieces", 0, 1000),
+        ("bytes", 0, 11),
+        ("bytes", 3, 1),
+        ("bytes", 11, 0),
+        ("push", 0, 11),
+    ):
+        for digest in (UNKNOWN.digest, *(ref.digest for ref in place.sealed.values())):
+            assert await answer(op, digest, offset, length) == refused, (op, offset, length)
+    assert (await answer("bytes", place.public.digest, 0, 11))[9:] == b"train text!"
 
 
 async def test_the_api_signs_no_url_for_a_sealed_blob(place: Place) -> None:
@@ -228,7 +277,7 @@ async def test_a_worker_that_names_a_sealed_blob_as_its_own_file_learns_nothing(
         queries.renew_lease(
             connection, assignment, beat, worker=STRANGER, flops_per_second=1e9, **timing
         )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not wanted(place, gate.digest):  # noqa: ASYNC110 - the ledger has no event for it
             await asyncio.sleep(0.02)
     async with httpx.AsyncClient() as client:
@@ -263,13 +312,13 @@ async def test_the_role_outlives_a_ledger_that_cannot_be_written_for_a_while(
 ) -> None:
     with place.ledger.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE roles RENAME TO away")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while "could not be written" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     broken_until = now()
     with place.ledger.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE away RENAME TO roles")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         beat = 0.0
         while beat <= broken_until:
             await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Peers with real libp2p daemons: finding, fetching, denying, surviving."""
+"""Peers with real libp2p daemons: announcing, finding, fetching, denying, leaving."""
 
 import asyncio
 import json
@@ -15,31 +15,24 @@ import psutil
 import pytest
 
 from protocol.blobs import BlobRef
-from protocol.digests import PIECE_BYTES
 from protocol.records import HeadRecord, head_key, provider_key
-from shared.swarm.daemon import DaemonSettings, by_peer
-from shared.swarm.peer import FetchFailed, SwarmUnavailable
+from shared.exchange.exchange import FetchFailed
+from shared.swarm.process import DaemonSettings
 
-DATA = random.Random(7).randbytes(2 * PIECE_BYTES + 99)
+DATA = random.Random(7).randbytes(5000)
 HEAD = HeadRecord(s=40, h="ab" * 32, n=1234, f=3)
 ASSIGNMENT = "a" + "0" * 16
 
 
 async def test_a_blob_is_announced_found_and_fetched(loopback_swarm: Any) -> None:
-    coordinator = await loopback_swarm.start("coordinator")
+    await loopback_swarm.start("coordinator")
     owner = await loopback_swarm.start("owner")
     asker = await loopback_swarm.start("asker")
     ref = loopback_swarm.store("owner").add_bytes(DATA)
     assert await owner.announce_blob(ref)
     [(peer, record)] = await asker.providers(ref.digest)
     assert (peer, record.m, record.n) == (owner.peer_id, owner.maddrs, len(DATA))
-    store = loopback_swarm.store("asker")
-    assert await asker.fetch_blob(ref, store) == owner.peer_id
-    assert store.read(ref, max_bytes=len(DATA)) == DATA
-    assert await asker.fetch_blob(ref, store) == asker.peer_id
-    assert await coordinator.fetch_blob(
-        ref, loopback_swarm.store("coordinator"), providers=[owner.peer_id]
-    )
+    assert await loopback_swarm.fetch("asker", asker, ref) == DATA
 
 
 async def test_the_newest_head_replaces_the_older(loopback_swarm: Any) -> None:
@@ -84,66 +77,18 @@ async def test_a_denied_and_an_unknown_blob_look_the_same(loopback_swarm: Any) -
 
     owner = await loopback_swarm.start("owner", may_read=may_read)
     asker = await loopback_swarm.start("asker")
-    ref = loopback_swarm.store("owner").add_bytes(DATA[:1000])
+    ref = loopback_swarm.store("owner").add_bytes(DATA)
     broken = loopback_swarm.store("owner").add_bytes(b"broken")
-    store = loopback_swarm.store("asker")
-    unknown = BlobRef(digest="0" * 64, size=1000)
     reasons = set()
-    for asked in (ref, unknown, broken):
+    for asked in (ref, BlobRef(digest="0" * 64, size=1000), broken):
+        assert await owner.announce_blob(asked)
         with pytest.raises(FetchFailed) as failed:
-            await asker.fetch_blob(asked, store, providers=owner.maddrs)
+            await loopback_swarm.fetch("asker", asker, asked)
         reasons.add(failed.value.reason.replace(asked.digest, "D"))
-    assert reasons == {f"blob D: {owner.peer_id}: the provider does not have it for us"}
+    [reason] = reasons
+    assert "does not have it for us" in reason
     allowed.add((ref.digest, asker.peer_id))
-    assert await asker.fetch_blob(ref, store, providers=owner.maddrs) == owner.peer_id
-
-
-@pytest.mark.parametrize("damage", ["flipped", "truncated"])
-async def test_a_provider_of_wrong_bytes_is_dropped_and_the_next_one_used(
-    loopback_swarm: Any, damage: str
-) -> None:
-    liar = await loopback_swarm.start("liar")
-    honest = await loopback_swarm.start("honest")
-    asker = await loopback_swarm.start("asker")
-    ref = loopback_swarm.store("liar").add_bytes(DATA)
-    loopback_swarm.store("honest").add_bytes(DATA)
-    path = loopback_swarm.store("liar").path(ref.digest)
-    if damage == "flipped":
-        path.write_bytes(
-            DATA[:PIECE_BYTES] + bytes([DATA[PIECE_BYTES] ^ 1]) + DATA[PIECE_BYTES + 1 :]
-        )
-    else:
-        os.truncate(path, len(DATA) - 1)
-    store = loopback_swarm.store("asker")
-    providers = [*liar.maddrs, *honest.maddrs]
-    assert await asker.fetch_blob(ref, store, providers=providers) == honest.peer_id
-    assert store.read(ref, max_bytes=len(DATA)) == DATA
-    store.delete(ref.digest)
-    with pytest.raises(FetchFailed, match="no providers"):
-        await asker.fetch_blob(ref, store, providers=liar.maddrs)
-
-
-async def test_a_killed_daemon_is_started_again_and_serves_and_announces(
-    loopback_swarm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    coordinator = await loopback_swarm.start("coordinator")
-    owner = await loopback_swarm.start("owner")
-    ref = loopback_swarm.store("owner").add_bytes(DATA[:1000])
-    assert await owner.announce_blob(ref)
-    before = owner.maddrs
-    os.kill(owner.daemon_pid, signal.SIGKILL)
-    await loopback_swarm.until(_is(lambda: not owner.healthy))
-    assert not await owner.announce_head(ASSIGNMENT, HEAD)
-    assert await owner.providers(ref.digest) == []
-    await loopback_swarm.until(_is(lambda: owner.healthy))
-    assert (owner.restarts, owner.maddrs) == (1, before)
-    store = loopback_swarm.store("coordinator")
-    assert await coordinator.fetch_blob(ref, store) == owner.peer_id
-
-    async def announced() -> bool:
-        return await coordinator.head(ASSIGNMENT, owner.peer_id) == HEAD
-
-    await loopback_swarm.until(announced)
+    assert await loopback_swarm.fetch("asker", asker, ref) == DATA
 
 
 def _is(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
@@ -151,49 +96,6 @@ def _is(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
         return condition()
 
     return holds
-
-
-async def test_the_swarm_meets_again_after_the_bootstrap_peer_was_killed(
-    loopback_swarm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.swarm.peer.REJOIN_SECONDS", 0.3)
-    coordinator = await loopback_swarm.start("coordinator")
-    owner = await loopback_swarm.start("owner")
-    ref = loopback_swarm.store("owner").add_bytes(b"shard")
-    assert await owner.announce_blob(ref)
-    os.kill(coordinator.daemon_pid, signal.SIGKILL)
-    await loopback_swarm.until(_is(lambda: coordinator.restarts == 1 and coordinator.healthy))
-    late = await loopback_swarm.start("late")
-
-    async def found() -> bool:
-        return bool(await late.providers(ref.digest))
-
-    await loopback_swarm.until(found)
-    assert await late.fetch_blob(ref, loopback_swarm.store("late")) == owner.peer_id
-
-
-async def test_a_daemon_that_died_while_the_coordinator_was_away_comes_back_with_it(
-    loopback_swarm: Any,
-) -> None:
-    coordinator = await loopback_swarm.start("coordinator")
-    worker = await loopback_swarm.start("worker")
-    listen = coordinator.maddrs[0].partition("/p2p/")[0]
-    ref = loopback_swarm.store("worker").add_bytes(b"weights")
-    assert await worker.announce_blob(ref)
-    await coordinator.stop()
-    os.kill(worker.daemon_pid, signal.SIGKILL)
-    await loopback_swarm.until(_is(lambda: not worker.healthy))
-    with pytest.raises(FetchFailed):
-        await worker.fetch_blob(BlobRef(digest="0" * 64, size=1), loopback_swarm.store("worker"))
-    again = await loopback_swarm.start("coordinator", listen=[listen], bootstrap=[])
-    assert again.maddrs == coordinator.maddrs
-
-    async def announced() -> bool:
-        return bool(await again.providers(ref.digest))
-
-    await loopback_swarm.until(announced)
-    assert worker.restarts == 1
-    assert await again.fetch_blob(ref, loopback_swarm.store("coordinator")) == worker.peer_id
 
 
 STOCK_READER = """
@@ -237,23 +139,6 @@ async def test_a_stock_hivemind_node_reads_our_records_knowing_the_bootstrap_onl
     assert certificate["certificate"]["peer"] == owner.peer_id
 
 
-async def test_a_dead_bootstrap_peer_is_a_swarm_unavailable(loopback_swarm: Any) -> None:
-    nobody = f"/ip4/127.0.0.1/tcp/9/p2p/{loopback_swarm.coordinator.peer_id}"
-    before = _daemons()
-    with pytest.raises(SwarmUnavailable, match="bootstrap"):
-        await loopback_swarm.start("worker", bootstrap=[nobody])
-    # One of an earlier test may end meanwhile; what counts is that none is left of this one.
-    await loopback_swarm.until(_is(lambda: _daemons() <= before))
-
-
-async def test_one_living_bootstrap_peer_among_dead_ones_is_enough(loopback_swarm: Any) -> None:
-    coordinator = await loopback_swarm.start("coordinator")
-    nobody = f"/ip4/127.0.0.1/tcp/9/p2p/{loopback_swarm.identity('nobody').peer_id}"
-    worker = await loopback_swarm.start("worker", bootstrap=[nobody, *coordinator.maddrs])
-    assert await worker.announce_head(ASSIGNMENT, HEAD)
-    assert await coordinator.head(ASSIGNMENT, worker.peer_id) == HEAD
-
-
 async def test_a_peer_that_cannot_be_dialled_announces_fetches_and_serves(
     loopback_swarm: Any,
 ) -> None:
@@ -261,13 +146,12 @@ async def test_a_peer_that_cannot_be_dialled_announces_fetches_and_serves(
     hidden = await loopback_swarm.start("hidden", listen=[], client_mode=True)
     assert hidden.maddrs == ()
     public = loopback_swarm.store("coordinator").add_bytes(b"shard")
-    mine = loopback_swarm.store("hidden").add_bytes(DATA[:5000])
+    mine = loopback_swarm.store("hidden").add_bytes(DATA)
     assert await coordinator.announce_blob(public)
     assert await hidden.announce_blob(mine)
-    assert await hidden.fetch_blob(public, loopback_swarm.store("hidden")) == coordinator.peer_id
+    assert await loopback_swarm.fetch("hidden", hidden, public) == b"shard"
     # Over the connection that the hidden peer holds open to the coordinator.
-    store = loopback_swarm.store("coordinator")
-    assert await coordinator.fetch_blob(mine, store) == hidden.peer_id
+    assert await loopback_swarm.fetch("coordinator", coordinator, mine) == DATA
 
 
 async def test_what_is_forgotten_is_not_published_again(
@@ -297,12 +181,26 @@ async def test_what_is_forgotten_is_not_published_again(
     await loopback_swarm.until(renewed)
 
 
+async def test_what_no_node_took_is_said_again_soon(loopback_swarm: Any) -> None:
+    coordinator = await loopback_swarm.start("coordinator")
+    worker = await loopback_swarm.start("worker", client_mode=True)
+    os.kill(coordinator.daemon_pid, signal.SIGSTOP)
+    assert not await worker.announce_blob(BlobRef(digest="cd" * 32, size=5))
+    # What was on its way to that daemon dies with it; its watchdog starts another one.
+    os.kill(coordinator.daemon_pid, signal.SIGKILL)
+
+    async def told() -> bool:
+        return bool(await coordinator.providers("cd" * 32))
+
+    await loopback_swarm.until(told)
+
+
 async def test_stopping_leaves_no_process_and_no_task(loopback_swarm: Any) -> None:
     before, tasks = _daemons(), asyncio.all_tasks()
     await loopback_swarm.start("coordinator")
     worker = await loopback_swarm.start("worker")
     os.kill(worker.daemon_pid, signal.SIGSTOP)
-    async with asyncio.timeout(25):
+    async with asyncio.timeout(60):
         await loopback_swarm.stop()
     assert not worker.healthy
     # One of an earlier test may end meanwhile; what counts is that none is left of this one.
@@ -311,13 +209,30 @@ async def test_stopping_leaves_no_process_and_no_task(loopback_swarm: Any) -> No
     loopback_swarm.peers.clear()
 
 
+async def test_a_start_that_is_given_up_leaves_no_process_and_no_task(loopback_swarm: Any) -> None:
+    before, tasks, asked = _daemons(), asyncio.all_tasks(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        silent = f"/ip4/127.0.0.1/tcp/{port}/p2p/{loopback_swarm.identity('silent').peer_id}"
+        start = asyncio.create_task(loopback_swarm.start("worker", bootstrap=[silent]))
+        async with asyncio.timeout(60):
+            await asked.wait()
+        assert _daemons() - before
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+    await loopback_swarm.until(_is(lambda: _daemons() <= before))
+    await loopback_swarm.until(_is(lambda: asyncio.all_tasks() <= tasks))
+
+
 def _daemons() -> set[int]:
     return {child.pid for child in psutil.Process().children() if child.name() == "p2pd"}
-
-
-def test_peers_are_named_by_id_or_by_any_of_their_addresses() -> None:
-    first, second = "/ip4/1.2.3.4/tcp/1/p2p/A", "/ip6/::1/tcp/1/p2p/A"
-    assert by_peer([first, "B", second, "B"]) == {"A": (first, second), "B": ()}
 
 
 def test_a_restart_keeps_the_ports_that_were_given(tmp_path: Path) -> None:
@@ -326,7 +241,6 @@ def test_a_restart_keeps_the_ports_that_were_given(tmp_path: Path) -> None:
         peer_id="",
         listen=("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0", "/ip4/0.0.0.0/tcp/7000"),
         announce=(),
-        bootstrap=(),
         client_mode=False,
     )
     maddrs = ("/ip6/::1/tcp/6001/p2p/X", "/ip4/127.0.0.1/tcp/6000/p2p/X")

@@ -7,10 +7,11 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from coordinator.ledger import Ledger, LedgerError, queries, tables
+from coordinator.ledger.failing import Failing
 from coordinator.ledger.workers import Registration
 from coordinator.lifecycle import Assignment, Holder
 from coordinator.scoring.verification import Accepted, Rejected
-from protocol.messages import AssignmentHeartbeat, Submission
+from protocol.messages import AssignmentHeartbeat, Release, Submission
 
 ANNA, BERT = "12D3KooW" + "A" * 44, "12D3KooW" + "B" * 44
 
@@ -441,3 +442,46 @@ def test_an_equal_training_checkpoint_under_a_new_lease_is_collected_anew(ledger
         beat(connection, again, now=21.0, step=2, checkpoint=make.blob("step 2"))
         hold(connection, make, spec, step=2, now=22.0)
         assert resumed(connection, again) == make.manifest(spec, ANNA, step=2)
+
+
+def give_back(connection, spec, reason, *, worker: str = ANNA, now: float) -> None:
+    held = start(connection, spec, worker, now)
+    release = Release(fencing=held.fencing, reason=reason, detail="nan", checkpoint=None)
+    after = queries.release_lease(
+        connection, held.assignment, release, worker=worker, max_attempts=2, now=now
+    )
+    assert isinstance(after, Assignment)
+
+
+@pytest.mark.parametrize("purpose", ["dense trial", "probe"])
+def test_what_is_only_measured_fails_when_it_diverged_in_all_attempts(ledger, make, spec, purpose):
+    trial = make.spec(rng_seed=7)
+    shard = make.shard("python", "train").blob
+    with ledger.begin() as connection:
+        queries.add_assignment(connection, trial, shard=shard, schemes=(purpose,), now=1.0)
+        for number, state in enumerate(("open", "open", "failed")):
+            assert queries.snapshot(connection).diverged == frozenset()
+            reason = "diverged" if number else "stopped"
+            give_back(connection, trial, reason, now=100.0 * (number + 1))
+            row = queries.get_assignment(connection, f"a{trial.digest[:16]}")
+            assert row.state == state
+        assert row.reason == "failed: the training diverged in 2 attempts"
+        assert queries.snapshot(connection).diverged == {trial.digest}
+        queries.settle_assignment(connection, row.assignment, "retry", reason="again", now=400.0)
+        assert queries.snapshot(connection).diverged == frozenset()
+
+
+def test_what_schemes_need_does_not_fail_because_one_worker_says_that_it_diverged(ledger, spec):
+    with ledger.begin() as connection:
+        for number in range(4):
+            give_back(connection, spec, "diverged", now=100.0 * (number + 1))
+        row = queries.get_assignment(connection, f"a{spec.digest[:16]}")
+        assert row.state == "open"
+        assert queries.snapshot(connection).diverged == frozenset()
+        give_back(connection, spec, "stopped", now=500.0)
+        give_back(connection, spec, "trainer_failed", worker=BERT, now=600.0)
+        expected = Failing(row.assignment, "diverged", num_attempts=4, num_workers=1)
+        assert queries.snapshot(connection).failing == (expected,)
+        for verb in ("fail", "retry"):
+            queries.settle_assignment(connection, row.assignment, verb, reason="again", now=700.0)
+            assert queries.snapshot(connection).failing == ()

@@ -76,7 +76,7 @@ NUM_WORKERS = 3
 NUM_STEPS = 20
 START = 1_700_000_000.0
 DECISIONS = (Accepted(), Rejected("worse"), Inconclusive("not told apart"))
-REASONS = ("stopped", "out_of_memory", "trainer_failed", "disk_full", "unavailable")
+REASONS = ("stopped", "out_of_memory", "trainer_failed", "diverged", "disk_full", "unavailable")
 BOUNDS = {
     AssignmentState.OFFERED: OFFER_INTERVALS * HEARTBEAT,
     AssignmentState.RUNNING: LEASE_INTERVALS * HEARTBEAT,
@@ -256,10 +256,12 @@ class AnyHistory(RuleBasedStateMachine):
         if isinstance(answer, RegisterAnswer):
             one.token = answer.token
 
-    @rule(number=st.integers(0, NUM_WORKERS - 1))
-    def ask_for_work(self, number: int) -> None:
+    @rule(number=st.integers(0, NUM_WORKERS - 1), device=st.sampled_from([0, 0, 1]))
+    def ask_for_work(self, number: int, device: int = 0) -> None:
         one = self.volunteers[number]
-        request = LeaseRequest(request_id=self.new_id(), capability=one.capability)
+        request = LeaseRequest(
+            request_id=self.new_id(), capability=one.capability, device_number=device
+        )
         self.took(one, self.send(self.leasing(one, request)))
 
     def leasing(self, one: Volunteer, request: LeaseRequest) -> Callable[[], Any]:
@@ -302,8 +304,11 @@ class AnyHistory(RuleBasedStateMachine):
         back=st.sampled_from([0, 0, 0, 1]),
         step=st.integers(0, NUM_STEPS + 1),
         announces=st.booleans(),
+        first_step=st.sampled_from([None, None, 0, 5, NUM_STEPS + 1]),
     )
-    def beat(self, number: int, back: int, step: int, announces: bool) -> None:
+    def beat(
+        self, number: int, back: int, step: int, announces: bool, first_step: int | None = None
+    ) -> None:
         found = self.some_offer(number, back)
         if found is None:
             return
@@ -316,6 +321,7 @@ class AnyHistory(RuleBasedStateMachine):
             tokens_per_second=64.0,
             checkpoint=self.training(offer.spec, one, step) if announces else None,
             checkpoint_step=step if announces else 0,
+            first_step=first_step,
         )
         self.send(lambda: held.heartbeat(self.caller(one), offer.assignment, beat))
 
@@ -532,19 +538,24 @@ class AnyHistory(RuleBasedStateMachine):
         fresh = Fleet(self.settings)
         fresh.refresh(connection, self.now)
         for one in self.volunteers:
-            row = queries.find_worker(connection, one.worker)
-            if row is None or row.banned:
-                continue
-            asking = replace(row, asked_at=self.now)
-            since = row.waits_since
-            expected = fresh.choose(asking, now=self.now, waits_since=since)
-            found = followed.choose(asking, now=self.now, waits_since=since)
-            assert found == expected
+            for row in queries.these_workers(connection, [one.worker]):
+                if row.banned:
+                    continue
+                asking = replace(row, asked_at=self.now)
+                since = row.waits_since
+                expected = fresh.choose(asking, now=self.now, waits_since=since)
+                found = followed.choose(asking, now=self.now, waits_since=since)
+                assert found == expected
 
 
 def at_most_one_lease(connection: Connection) -> None:
+    """An assignment has one, a device holds one, and so does a worker without accepted work."""
     live = queries.live_attempts(connection)
-    assert len({one.assignment for one in live}) == len({one.worker for one in live}) == len(live)
+    assert len({one.assignment for one in live}) == len({one.seat for one in live}) == len(live)
+    several = {one.worker for one in live if one.device_number} & {
+        one.worker for one in live if not one.device_number
+    }
+    assert all(queries.is_proven(connection, worker) for worker in several)
     holders = {
         (row.assignment, row.standing.fencing, row.standing.worker, row.state.value)
         for row in queries.all_assignments(connection)

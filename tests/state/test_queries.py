@@ -7,6 +7,7 @@ from coordinator.ledger import queries
 from coordinator.lifecycle import SUBMISSION_INTERVALS, Refused
 from protocol.errors import ErrorCode
 from protocol.messages import Release, ResultTable, TableRow
+from shared.sizing import step_flops
 
 NOBODY = "12D3KooW" + "C" * 44
 
@@ -95,6 +96,15 @@ def test_the_run_shows_its_phase_pause_and_roles(read, write):
     )  # fmt: skip
     assert (run.maddrs, run.blob_url) == (("/ip4/1.2.3.4",), "http://x")
     assert read(queries.role_beats) == {"network": 9.0}
+
+
+def test_a_device_is_as_fast_as_it_trains_however_long_its_tiny_first_work_took_to_start(
+    story, read
+):
+    held = story.start(ANNA, story.original)
+    story.now += 14.0
+    story.beat(held, 8, tokens_per_second=2.0 * story.spec.train.tokens_per_step)
+    assert read(queries.observed_speeds)[ANNA] == pytest.approx(2.0 * step_flops(story.spec))
 
 
 def test_attempts_tell_progress_speed_and_memory(story, read, write):

@@ -8,7 +8,7 @@ the draw does not reach it. How often a block was updated follows from the draws
 stores it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import cos, isfinite, pi
@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from protocol.specs import ExpertSpec, TrainSpec
 from shared.shards import raw_draws
 from shared.tensorfiles import is_trained
+from worker.trainer.lora import adapter_of
 
 _WIDTH = 2
 """Purpose of the draws of nested widths; 1 orders the shard's windows."""
@@ -48,6 +49,32 @@ def drawn_width(spec: ExpertSpec, step: int) -> int:
     return widths[int(raw_draws(spec.train.rng_seed, _WIDTH, step, 1)[0]) % len(widths)]
 
 
+def adam_over(parameters: Sequence[nn.Parameter]) -> torch.optim.Adam:
+    """Adam without weight decay, default betas.
+
+    The fused kernel reads memory in one run; columns of a matrix go through foreach.
+    """
+    runs = [parameter for parameter in parameters if parameter.is_contiguous()]
+    columns = [parameter for parameter in parameters if not parameter.is_contiguous()]
+    groups: list[dict[str, Any]] = [{"params": runs, "fused": True}]
+    if columns:
+        groups.append({"params": columns, "fused": False, "foreach": True})
+    return torch.optim.Adam(groups, lr=0.0, weight_decay=0.0)
+
+
+def clip(weights: Sequence[nn.Parameter], train: TrainSpec) -> float:
+    """The gradients' common norm, which they are clipped by; a clip_norm of 0 leaves them alone."""
+    most = train.clip_norm or float("inf")
+    return float(torch.nn.utils.clip_grad_norm_(weights, most))
+
+
+def update(adam: torch.optim.Adam, rate: float) -> None:
+    """One update of the parameters that have a gradient."""
+    for group in adam.param_groups:
+        group["lr"] = rate
+    adam.step()
+
+
 @dataclass(frozen=True)
 class _Block:
     """Features `begin` to `end` of a weight along `axis`, which Adam sees as one parameter.
@@ -70,30 +97,24 @@ class Optimizer:
     """Adam without weight decay, default betas, gradients clipped by their global norm.
 
     A clip_norm of 0 leaves gradients as they are. Weights that the spec does not train are frozen.
+    Where the model has an adapter, it knows of the adapter alone.
     """
 
     def __init__(self, model: LlamaForCausalLM, spec: ExpertSpec) -> None:
         self._spec = spec
-        self._all_weights = dict(model.named_parameters())
+        self._all_weights = adapter_of(model) or dict(model.named_parameters())
         for name, weight in self._all_weights.items():
             weight.requires_grad_(is_trained(spec.trains, name))
         self._weights = [weight for weight in self._all_weights.values() if weight.requires_grad]
         self._blocks = list(_blocks(self._all_weights, spec))
-        # The fused kernel reads memory in one run; columns of a matrix go through foreach.
-        runs = [block.parameter for block in self._blocks if block.parameter.is_contiguous()]
-        columns = [b.parameter for b in self._blocks if not b.parameter.is_contiguous()]
-        groups: list[dict[str, Any]] = [{"params": runs, "fused": True}]
-        if columns:
-            groups.append({"params": columns, "fused": False, "foreach": True})
-        self._adam = torch.optim.Adam(groups, lr=0.0, weight_decay=0.0)
+        self._adam = adam_over([block.parameter for block in self._blocks])
 
     def step(self, step: int) -> float:
         """Makes the update after `step` from the weights' gradients and clears them.
 
         Returns the gradients' norm before clipping. When it is not finite, nothing is updated.
         """
-        clip = self._spec.train.clip_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, clip))
+        norm = clip(self._weights, self._spec.train)
         if isfinite(norm):
             self._update(step)
         for weight in self._weights:
@@ -101,7 +122,7 @@ class Optimizer:
         return norm
 
     def moments(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Both moments of every weight, named as in `tensorfiles.optimizer_tensors`.
+        """Both moments of every weight, named as in `checkpointfiles.tensors_of`.
 
         Zero where a weight is frozen or was never updated. The arrays may share the optimizer's own
         memory: use them before the next step.
@@ -140,9 +161,7 @@ class Optimizer:
             gradient = block.weight.grad
             if gradient is not None and block.begin < width:
                 block.parameter.grad = block.part_of(gradient)
-        for group in self._adam.param_groups:
-            group["lr"] = learning_rate(self._spec.train, step + 1)
-        self._adam.step()
+        update(self._adam, learning_rate(self._spec.train, step + 1))
         for block in self._blocks:
             block.parameter.grad = None
 

@@ -120,7 +120,7 @@ async def _write(
     def write(connection: Connection) -> Answer | Refused | ApiError:
         now = context.now()
         # A ban lets run out what is due: never before the api's own silence is forgiven.
-        context.listen(connection, now)
-        return work(connection, now)
+        with context.listening(connection, now):
+            return work(connection, now)
 
     return unwrap(await context.writer.write(write))

@@ -89,7 +89,7 @@ async def submit(worker: Worker, assignment: Id, request: Submission) -> LeaseSt
         )
         outcome = _state(call, standing)
         if not isinstance(outcome, Refused):
-            queries.set_asked(call.connection, call.worker.worker, call.now)
+            _expect(call, assignment, request.fencing, asks_at=call.now)
             call.remember(request, outcome)
         return outcome
 
@@ -110,10 +110,17 @@ async def release(worker: Worker, assignment: Id, request: Release) -> LeaseStat
             now=call.now,
         )
         if not isinstance(outcome, Refused):
-            queries.set_asked(call.connection, call.worker.worker, None)
+            _expect(call, assignment, request.fencing, asks_at=None)
         return _state(call, outcome)
 
     return await worker.write(write)
+
+
+def _expect(call: Call, assignment: str, fencing: int, *, asks_at: float | None) -> None:
+    """The device that did the work is free, and asks for more then; None: it may not."""
+    attempt = queries.find_attempt(call.connection, assignment, fencing)
+    number = 0 if attempt is None else attempt.device_number
+    queries.set_asked(call.connection, call.worker.worker, asks_at, device_number=number)
 
 
 def _state(call: Call, outcome: Assignment | Refused) -> LeaseState | Refused:

@@ -1,6 +1,7 @@
 """What the handlers share: the api's state, and one worker's call inside its transaction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
@@ -11,7 +12,7 @@ from sqlalchemy import Connection
 from coordinator.api import auth
 from coordinator.api.errors import ApiError
 from coordinator.api.fleet import Fleet
-from coordinator.api.limits import TooFast, admit
+from coordinator.api.limits import BURST_CALLS, TooFast, admit, calls_left
 from coordinator.api.receipts import sign_receipt
 from coordinator.api.settings import ApiSettings
 from coordinator.ledger import Ledger, queries
@@ -25,6 +26,7 @@ from protocol.digests import digest_value
 from protocol.errors import ErrorCode
 from protocol.messages import LeaseAnswer, LeaseRequest, LeaseState, Submission
 from protocol.receipts import SignedReceipt
+from protocol.specs import StepShape
 from shared.identity import Identity
 
 Answer = TypeVar("Answer")
@@ -33,10 +35,14 @@ Remembered = TypeVar("Remembered", LeaseAnswer, LeaseState)
 
 @dataclass(frozen=True)
 class Outlook:
-    """When all work is expected to end, None: unknown; and what nobody here may do, in words."""
+    """When all work is expected to end, None: unknown; and what nobody here may do, in words.
+
+    `on_offer` is as in RunInfo.
+    """
 
     end: float | None
     deserted: str
+    on_offer: tuple[StepShape, ...] = ()
 
 
 class ApiContext:
@@ -65,14 +71,23 @@ class ApiContext:
         self.started_at = now()
         self._listened_at = float("-inf")
 
-    def listen(self, connection: Connection, now: float) -> float:
-        """Forgive the time in which no api listened, before any lease is judged; returns it."""
-        tolerance = self.settings.heartbeat_seconds
+    @contextmanager
+    def listening(self, connection: Connection, now: float) -> Iterator[float]:
+        """Forgive the time in which no api listened, before any lease is judged; gives that time.
+
+        What is raised inside undoes the caller's writes, and so what was forgiven: then the next
+        caller forgives it.
+        """
+        tolerance, before = self.settings.heartbeat_seconds, self._listened_at
         forgiven = 0.0
-        if not 0 <= now - self._listened_at <= tolerance:
+        if not 0 <= now - before <= tolerance:
             forgiven = queries.forgive_downtime(connection, now=now, tolerance_seconds=tolerance)
         self._listened_at = now
-        return forgiven
+        try:
+            yield forgiven
+        except BaseException:
+            self._listened_at = before
+            raise
 
     def forget(self) -> None:
         """A commit failed: what was concluded from what it would have written is not so."""
@@ -82,7 +97,8 @@ class ApiContext:
     def look_around(self, connection: Connection, now: float) -> None:
         """Bring the index up to date with what heartbeats told, and note what it expects."""
         self.fleet.refresh(connection, now)
-        self.outlook = Outlook(self.fleet.expected_end(now), self.fleet.deserted())
+        fleet = self.fleet
+        self.outlook = Outlook(fleet.expected_end(now), fleet.deserted(), fleet.on_offer())
 
     async def read(self, work: Callable[[Connection], Answer]) -> Answer:
         """Runs `work` in a read transaction, beside the event loop."""
@@ -122,9 +138,9 @@ class Call:
         )
 
     def asking(self, request: LeaseRequest) -> WorkerRow:
-        """The worker as it asks for work now."""
+        """The worker as it asks for work now, as the device that does."""
         return replace(
-            self.worker,
+            queries.as_device(self.connection, self.worker, request.device_number),
             capability=request.capability,
             cached=frozenset(request.cached),
             asked_at=self.now,
@@ -207,10 +223,10 @@ class Caller:
 
         def write(connection: Connection) -> Answer | Refused | ApiError:
             now = context.now()
-            context.listen(connection, now)
-            worker = auth.authenticate(connection, self._token, now=now)
-            see(connection, context, worker, said or Said(), now)
-            return work(Call(connection, context, worker, now))
+            with context.listening(connection, now):
+                worker = auth.authenticate(connection, self._token, now=now)
+                see(connection, context, worker, said or Said(), now)
+                return work(Call(connection, context, worker, now))
 
         return unwrap(await context.writer.write(write, urgent=urgent))
 
@@ -235,8 +251,12 @@ def see(
     connection: Connection, context: ApiContext, worker: WorkerRow, said: Said, now: float
 ) -> None:
     """Note a sign of life. Raises ApiError, and notes nothing, when the worker calls too often."""
-    settings = context.settings
-    allowed_at = admit(worker.allowed_at, now=now, heartbeat_seconds=settings.heartbeat_seconds)
+    settings, beat = context.settings, context.settings.heartbeat_seconds
+    num_leases = 1
+    if calls_left(worker.allowed_at, now=now, heartbeat_seconds=beat) < BURST_CALLS / 2:
+        # Of those that keep well below the pace of one lease it does not matter.
+        num_leases = len(queries.live_leases_of(connection, worker.worker))
+    allowed_at = admit(worker.allowed_at, now=now, heartbeat_seconds=beat, num_leases=num_leases)
     if isinstance(allowed_at, TooFast):
         raise ApiError(
             ErrorCode.RATE_LIMITED,

@@ -1,5 +1,6 @@
 """What anybody may see: the run, its workers, assignments, experts, results; and health."""
 
+import contextlib
 import math
 from typing import Annotated
 
@@ -7,8 +8,9 @@ from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from coordinator.api import auth
 from coordinator.api.errors import ApiError
-from coordinator.api.routes.context import ApiContext, Context, Outlook
+from coordinator.api.routes.context import ApiContext, Authorization, Context, Outlook
 from coordinator.ledger import LedgerError, queries
 from coordinator.ledger.queries import ROLES
 from protocol import PROTOCOL_VERSION
@@ -37,17 +39,26 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 
 @router.get("/v1/run")
-async def run(context: Context) -> RunInfo:
-    """What a newcomer must know before it joins."""
+async def run(context: Context, authorization: Authorization = None) -> RunInfo:
+    """What a newcomer must know before it joins. With a token: also members that can be joined."""
     found = await context.read(queries.get_run)
+    bootstrap = found.maddrs
+    with contextlib.suppress(ApiError):
+        auth.bearer_token(authorization, key=context.settings.token_key)
+        bootstrap = await context.read(
+            lambda connection: auth.bootstrap_peers(
+                connection, settings=context.settings, now=context.now()
+            )
+        )
     return RunInfo(
         run=found.run,
         coordinator=context.identity.peer_id,
         protocol_version=PROTOCOL_VERSION,
         software_version=SOFTWARE_VERSION,
-        bootstrap=found.maddrs,
+        bootstrap=bootstrap,
         server_time=context.now(),
         heartbeat_seconds=context.settings.heartbeat_seconds,
+        on_offer=context.outlook.on_offer,
     )
 
 
@@ -164,6 +175,7 @@ def _status(connection: Connection, context: ApiContext) -> StatusView:
         server_time=now,
         uptime_seconds=max(0.0, now - context.started_at),
         roles=_role_ages(connection, now),
+        own_domains=queries.own_domain_views(connection, now=now),
     )
 
 

@@ -4,6 +4,7 @@ Answers the worker itself and the operator.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -14,15 +15,16 @@ from coordinator.api.errors import ApiError
 from coordinator.api.limits import CALLS_A_HEARTBEAT, TooFast, admit, calls_left
 from coordinator.api.operator import is_operator
 from coordinator.api.routes.context import ApiContext, Authorization, Call, Caller, Context, unwrap
-from coordinator.api.routes.leasing import MAX_REASON
+from coordinator.api.routes.leasing import MAX_REASON, uncollected_of
 from coordinator.ledger import queries
 from coordinator.ledger.queries import Attempt, RunRow, WorkerRow
 from coordinator.lifecycle import LEASE_INTERVALS, MAX_UNCOLLECTED
 from coordinator.scheduling import Verdict
-from coordinator.scheduling.requirements import duration, short
+from coordinator.scheduling.requirements import short
 from protocol.admin import ConsideredView, RateView, WhyView
 from protocol.errors import ErrorCode
 from protocol.ids import WorkerId
+from shared.words import duration
 
 router = APIRouter(prefix="/v1/workers/{worker}/why", tags=["workers"])
 
@@ -71,11 +73,12 @@ def _explain(
 ) -> WhyView:
     heartbeat_seconds, now = context.settings.heartbeat_seconds, context.now()
     context.fleet.follow(connection, now)
+    leases = queries.live_leases_of(connection, worker.worker)
+    worker, held = _asking_device(connection, worker, leases)
     # One more than is shown tells whether there is another page.
     account = context.fleet.why(worker, now=now, after=after, limit=limit + 1)
     shown = account.verdicts[:limit]
-    held = queries.live_lease_of(connection, worker.worker)
-    uncollected = queries.count_uncollected(connection, worker.worker)
+    uncollected = uncollected_of(connection, worker.worker, worker.device_number)
     online = queries.is_online(worker, now=now, heartbeat_seconds=heartbeat_seconds)
     blockers = find_blockers(
         worker,
@@ -89,9 +92,9 @@ def _explain(
     return WhyView(
         worker=worker.worker,
         name=worker.name,
-        state=queries.worker_state(worker, online=online, works=held is not None),
+        state=queries.worker_state(worker, online=online, works=bool(leases)),
         age_seconds=max(0.0, now - worker.seen_at),
-        holds=None if held is None else held.assignment,
+        holds=leases[0].assignment if leases else None,
         uncollected=uncollected,
         blockers=blockers,
         answer=account.answer[:MAX_REASON],
@@ -102,6 +105,21 @@ def _explain(
         considered=tuple(_considered(verdict, now) for verdict in shown),
         next_after=shown[-1].assignment if len(account.verdicts) > limit else None,
     )
+
+
+def _asking_device(
+    connection: Connection, worker: WorkerRow, leases: Sequence[Attempt]
+) -> tuple[WorkerRow, Attempt | None]:
+    """The device that could get work now, and the lease that keeps it from that.
+
+    The first one that is free, or with none the first; a newcomer's are free together.
+    """
+    busy = {held.device_number for held in leases}
+    devices = queries.these_workers(connection, [worker.worker])
+    free = [one for one in devices if one.device_number not in busy]
+    if leases and (not free or not queries.is_proven(connection, worker.worker)):
+        return worker, leases[0]
+    return free[0] if free else worker, None
 
 
 def find_blockers(

@@ -35,15 +35,15 @@ async def register(context: Context, request: RegisterRequest) -> RegisterAnswer
     check_room(context)
 
     def write(connection: Connection) -> RegisterAnswer | ApiError:
-        context.listen(connection, context.now())
-        return auth.register(
-            connection,
-            request,
-            nonce_expires_at=nonce_expires_at,
-            identity=context.identity,
-            settings=context.settings,
-            now=context.now(),
-        )
+        with context.listening(connection, context.now()):
+            return auth.register(
+                connection,
+                request,
+                nonce_expires_at=nonce_expires_at,
+                identity=context.identity,
+                settings=context.settings,
+                now=context.now(),
+            )
 
     return unwrap(await context.writer.write(write, urgent=False))
 

@@ -18,10 +18,10 @@ from coordinator.text.prepare import prepare
 from protocol.capability import Capability
 from protocol.manifests import CheckpointManifest, ManifestFile
 from protocol.messages import Submission
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
 from shared.identity import Identity
+from shared.training.assignment import TrainerAssignment
 from worker.trainer import loop
-from worker.trainer.assignment import TrainerAssignment
 
 RUN_FILE = """
 [run]

@@ -3,7 +3,9 @@
 import shutil
 
 import numpy as np
+import pytest
 
+from coordinator.ledger import queries
 from protocol.assignments import AssignmentState
 from shared.likelihood import label_log_likelihoods
 from shared.model import load
@@ -175,13 +177,30 @@ def test_an_expert_worse_than_its_parent_is_rejected_and_another_worker_may_try(
     assert state is AssignmentState.ACCEPTED
 
 
+@pytest.mark.parametrize("purpose", ["dense trial", "probe"])
+def test_what_is_only_measured_is_accepted_however_bad_it_is(tiny, purpose):
+    tiny.to_experts()
+    row = tiny.rows("expert")[0]
+    train = row.spec.train.model_copy(update={"clip_norm": 0.5})
+    trial = row.spec.model_copy(update={"train": train})
+    with tiny.ledger.begin() as connection:
+        queries.add_assignment(
+            connection, trial, shard=row.shard, schemes=(purpose,), now=tiny.now()
+        )
+    added = next(one for one in tiny.rows("expert") if one.spec == trial)
+    file = changed(tiny.train(row.spec), tiny.folders.root / "worse.safetensors", worsen)
+    state, reason = tiny.decision_on(added, file)
+    assert state is AssignmentState.ACCEPTED
+    assert reason == "accepted: measured, whatever it is worth"
+
+
 def test_an_expert_that_hardly_differs_from_its_parent_is_inconclusive(tiny):
     tiny.to_experts()
     row = tiny.rows("expert")[0]
     parent, _ = tiny.parent_of(row.spec)
     model = load(parent, row.spec.shape)
     tensors = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += np.float32(1e-4)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] += np.float32(1e-6)
     file = tiny.folders.root / "same.safetensors"
     write_tensors(file, tensors)
     state, reason = tiny.decision_on(row, file)

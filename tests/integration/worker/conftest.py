@@ -24,12 +24,15 @@ from coordinator.ledger import Ledger, queries
 from coordinator.text.prepared import Prepared, PreparedFile
 from protocol.assignments import FINAL
 from protocol.blobs import ShardManifest
-from shared.blobstore import BlobStore
+from protocol.specs import ExpertSpec
+from shared.blobs import BlobStore
 from shared.clock import now
 from shared.identity import Identity
 from shared.shards import write_shard
 from worker.agent import Agent
+from worker.capability import Probed
 from worker.folder import WorkerFolder
+from worker.owndata.texts import OwnText
 from worker.settings import JoinSettings
 
 PAUSE = threading.Event()
@@ -88,9 +91,9 @@ homogeneous_steps = 10
 GIVEN_CAPABILITY = """\
 import sys
 from protocol.capability import Capability
-from worker import agent, main
+from worker import capability, main
 given = Capability.model_validate_json(sys.argv.pop(1))
-agent.capabilities.probe = lambda **_: given
+capability.probe = lambda **_: capability.Probed(given)
 main.main()
 """
 """`hdee-worker` without its ten seconds of measuring."""
@@ -212,13 +215,13 @@ class Roles:
         """Closes the pipe that a role's parent holds, as its death would; the exit code."""
         process = self.processes.pop(role)
         process.stdin.close()
-        return process.wait(20)
+        return process.wait(90)
 
     def ask(self, role: str, signal_number: int) -> int:
         """Sends a role a signal; the exit code."""
         process = self.processes.pop(role)
         process.send_signal(signal_number)
-        code = process.wait(20)
+        code = process.wait(90)
         process.stdin.close()
         return code
 
@@ -228,22 +231,30 @@ class Roles:
         self.start(role)
         second = self.processes.pop(role)
         self.processes[role] = first
-        code = second.wait(20)
+        code = second.wait(90)
         second.stdin.close()
         return code
 
     def open_assignment(self, *, num_steps: int = 1_000_000) -> str:
         """An assignment of its own for each test; those of earlier tests are cancelled."""
         self._seed += 1
-        spec = self.make.spec(num_steps=num_steps, rng_seed=self._seed)
+        return self.open_spec(self.make.spec(num_steps=num_steps, rng_seed=self._seed))
+
+    def open_spec(self, spec: ExpertSpec) -> str:
+        """An assignment of this spec on the run's text; all others are cancelled."""
         spec = spec.model_copy(update={"train_shard": self.shard.blob.digest})
+        self.cancel_all()
+        with self.ledger.begin() as connection:
+            return queries.add_assignment(
+                connection, spec, shard=self.shard.blob, schemes=("a",), now=now()
+            )
+
+    def cancel_all(self) -> None:
+        """No work is left of earlier tests."""
         with self.ledger.begin() as connection:
             for row in queries.all_assignments(connection):
                 if row.state not in FINAL:
                     queries.cancel_assignment(connection, row, reason="next test", now=now())
-            return queries.add_assignment(
-                connection, spec, shard=self.shard.blob, schemes=("a",), now=now()
-            )
 
     def row(self, assignment: str) -> queries.AssignmentRow:
         with self.ledger.read() as connection:
@@ -286,7 +297,7 @@ def roles(
     try:
         roles.start("api")
         roles.start("network")
-        wait_for("api and network serve", roles.ready, seconds=60)
+        wait_for("api and network serve", roles.ready, seconds=240)
         yield roles
     finally:
         roles.stop()
@@ -295,7 +306,15 @@ def roles(
 class Volunteer:
     """An agent in this process, with a folder of its own."""
 
-    def __init__(self, folder: Path, *, url: str, http_only: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        url: str,
+        http_only: bool = False,
+        own_texts: tuple[OwnText, ...] = (),
+        **manners: Any,
+    ) -> None:
         self.folder = WorkerFolder(folder)
         self.said = Said()
         settings = JoinSettings(
@@ -305,6 +324,9 @@ class Volunteer:
             num_threads=1,
             listen=("/ip4/127.0.0.1/tcp/0",),
             http_only=http_only,
+            own_texts=own_texts,
+            niceness=0,
+            **manners,
         )
         self.agent = Agent(settings, self.folder, self.said)
         self.task = asyncio.create_task(self.agent.run())
@@ -325,8 +347,8 @@ class Volunteer:
 @pytest.fixture
 async def volunteers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roles: Any, make: Any) -> Any:
     """Starts agents in this process; measuring is left out, its figure is given."""
-    capability = make.capability()
-    monkeypatch.setattr("worker.capability.probe", lambda **_: capability)
+    probed = Probed(make.capability())
+    monkeypatch.setattr("worker.capability.probe", lambda **_: probed)
     started: list[Volunteer] = []
 
     def start(name: str, **changes: Any) -> Volunteer:
@@ -344,7 +366,7 @@ async def volunteers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roles: Any
 class Command:
     """`hdee-worker join` as a process; what it prints is kept."""
 
-    def __init__(self, folder: Path, url: str, capability: Any) -> None:
+    def __init__(self, folder: Path, url: str, capability: Any, flags: tuple[str, ...]) -> None:
         folder.parent.mkdir(exist_ok=True)
         self.output = folder.with_suffix(".out")
         self.folder = folder
@@ -352,8 +374,8 @@ class Command:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-c", GIVEN_CAPABILITY, capability.model_dump_json()),
-                    *("join", url, "--folder", str(folder), "--threads", "1"),
-                    *("--listen", "/ip4/127.0.0.1/tcp/0"),
+                    *("join", url, "--yes", "--folder", str(folder), "--threads", "1"),
+                    *("--listen", "/ip4/127.0.0.1/tcp/0", "--nice", "0", *flags),
                 ],
                 stdout=output,
                 stderr=output,
@@ -373,8 +395,8 @@ def commands(tmp_path: Path, make: Any) -> Any:
     """Starts `hdee-worker` processes and ends them, and their trainers, after the test."""
     started: list[Command] = []
 
-    def start(name: str, url: str) -> Command:
-        started.append(Command(tmp_path / name, url, make.capability()))
+    def start(name: str, url: str, *flags: str) -> Command:
+        started.append(Command(tmp_path / name, url, make.capability(), flags))
         return started[-1]
 
     yield start
@@ -415,6 +437,7 @@ def tools() -> Any:
         until = staticmethod(until)
         trainers = staticmethod(trainers)
         steps_done = staticmethod(steps_done)
+        given_capability = GIVEN_CAPABILITY
         kill = staticmethod(lambda pid: os.kill(pid, signal.SIGKILL))
 
     return Tools

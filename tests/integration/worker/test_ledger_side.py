@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,20 @@ from protocol.messages import LeaseRequest, Offer, Submission
 from protocol.receipts import SignedReceipt
 from shared.clock import now
 from worker.agent import Agent
+from worker.asking import acknowledge
+from worker.capability import Probed
 from worker.client import CoordinatorClient, new_request_id
 from worker.deliveries import Deliveries
-from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
+from worker.device import Device
+from worker.errors import CoordinatorBusy, CoordinatorUnreachable, KeyInUse, Refused
 from worker.folder import WorkerFolder
 from worker.lease import Lease, LeaseGone
+from worker.manners.watch import Manners
 from worker.membership import Membership
+from worker.rivals import MAX_LOST_TOKENS
 from worker.settings import JoinSettings
 from worker.shelf import Named, Shelf
+from worker.status import Board
 from worker.tasks import background
 from worker.work import Work
 
@@ -113,7 +120,7 @@ class Worker:
 async def workers(
     api: Any, tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[[str], Worker]]:
-    monkeypatch.setattr("worker.capability.probe", lambda **_: make.capability())
+    monkeypatch.setattr("worker.capability.probe", lambda **_: Probed(make.capability()))
     started: list[Worker] = []
 
     def start(name: str) -> Worker:
@@ -164,7 +171,17 @@ async def start(member: Membership, make: Any, *cached: str) -> Offer:
 
 
 def lease_of(member: Membership, offer: Offer) -> Lease:
-    return Lease(member, offer, Shelf(member, offer))
+    board = Board.around(member.screen)
+    return Lease(member, offer, Shelf(member, offer, board), board)
+
+
+def device_of(member: Membership, said: Any) -> Device:
+    return Device(
+        settings=member.settings,
+        folder=member.folder,
+        board=Board.around(said),
+        capability=member.capability,
+    )
 
 
 def submission(make: Any, offer: Offer, words: str = "expert") -> Submission:
@@ -196,7 +213,7 @@ async def do_work(api: Any, make: Any, member: Membership) -> Offer:
     return offer
 
 
-async def until(what: str, condition: Callable[[], Any], *, seconds: float = 20.0) -> None:
+async def until(what: str, condition: Callable[[], Any], *, seconds: float = 60.0) -> None:
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():
         if asyncio.get_running_loop().time() > deadline:
@@ -307,10 +324,10 @@ async def test_a_request_for_work_names_the_inputs_that_lie_here_and_nothing_els
     blobs = [anna.folder.blobs.add_bytes(bytes([number])) for number in range(70)]
     anna.folder.blobs.add_bytes(b"a checkpoint of its own")
     for ref in blobs:
-        await member.fetch_input(ref, public=False)
-    await member.fetch_input(blobs[0], public=False)
-    member.drop([blobs[68].digest])
-    newest_first = [blobs[0], blobs[69], *blobs[67:0:-1]]
+        await member.holdings.fetch_input(ref, public=False, needed=())
+    await member.holdings.fetch_input(blobs[0], public=False, needed=())
+    member.holdings.drop([blobs[68].digest])
+    newest_first = [blobs[0], *blobs[69:0:-1]]
     assert member.cached() == tuple(ref.digest for ref in newest_first[:64])
 
 
@@ -464,6 +481,33 @@ class TestStall:
             lease.check()
         assert gone.value.stalled
 
+    @pytest.mark.parametrize("api_settings", [{"heartbeat_seconds": 1.0}], indirect=True)
+    async def test_a_lease_that_runs_out_over_a_pause_is_known_early_enough_to_give_it_back(
+        self, api: Any, make: Any, workers: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lifecycle, "STALL_INTERVALS", 6)
+        monkeypatch.setattr(lifecycle, "STALL_STEPS", 0)
+        add_work(api, make)
+        anna = workers("anna")
+        member = await anna.join(make.capability())
+        offer = await start(member, make)
+        lease = lease_of(member, offer)
+        async with background(lease.beats()):
+            for step in range(1, 4):
+                lease.note_progress({"step": step, "loss": 1.0, "tokens_per_second": 1.0})
+                seen = len(anna.line.paths)
+                await until("a beat", lambda seen=seen: len(anna.line.paths) > seen)
+                assert not lease.is_running_out()
+            await until("it runs out", lease.is_running_out)
+            assert not lease.gone.is_set()
+            assert await lease.release("stopped", "paused") == "released"
+        assert api_state(api, offer.assignment) == "open"
+
+
+def api_state(api: Any, assignment: str) -> str:
+    with api.ledger.read() as connection:
+        return queries.get_assignment(connection, assignment).state.value
+
 
 @FAST
 async def test_a_banned_worker_ends_with_words_and_4_at_work_and_idle(
@@ -479,7 +523,7 @@ async def test_a_banned_worker_ends_with_words_and_4_at_work_and_idle(
     with api.ledger.begin() as connection:
         for worker in (anna.peer_id, idle.peer_id):
             queries.mark_worker(connection, worker, "ban", reason="", now=api.clock())
-            queries.expire_lease_of(connection, worker, now=api.clock())
+            queries.expire_leases_of(connection, worker, now=api.clock())
     await asyncio.wait_for(lease.beats(), 10)
     with pytest.raises(Refused, match="banned by the operator") as refused:
         lease.check()
@@ -515,7 +559,6 @@ async def test_an_acknowledgement_is_repeated_while_the_offer_lasts(
 ) -> None:
     add_work(api, make)
     anna = workers("anna")
-    agent = anna.agent()
     member = await anna.join(make.capability())
     offer = await ask(member, make)
     body = ErrorBody(code=ErrorCode.RATE_LIMITED, message="slow", retry_after_seconds=0.1)
@@ -528,7 +571,7 @@ async def test_an_acknowledgement_is_repeated_while_the_offer_lasts(
         return answer
 
     anna.line.fault = fail_first
-    assert await agent._acknowledge(member, offer)
+    assert await acknowledge(member, offer, leaving=asyncio.Event())
     assert kinds(api).count("acknowledge") == 1
 
 
@@ -546,7 +589,7 @@ async def test_a_cancelled_assignment_ends_even_its_downloads_and_leaves_nothing
     anna = workers("anna")
     member = await anna.join(make.capability())
     offer = await start(member, make)
-    work = Work(member, offer, anna.said)
+    work = Work(member, device_of(member, anna.said), offer, Manners())
     work.folder.mkdir(parents=True)
     anna.line.silent = "/v1/blobs/"
     running = asyncio.create_task(work.run(asyncio.Event()))
@@ -559,14 +602,14 @@ async def test_a_cancelled_assignment_ends_even_its_downloads_and_leaves_nothing
 
 
 @FAST
-async def test_a_ban_ends_the_work_at_once_and_leaves_nothing(
+async def test_a_ban_ends_the_work_at_once_and_deletes_nothing_in_case_it_is_lifted(
     api: Any, make: Any, workers: Any
 ) -> None:
     add_work(api, make)
     anna = workers("anna")
     member = await anna.join(make.capability())
     offer = await start(member, make)
-    work = Work(member, offer, anna.said)
+    work = Work(member, device_of(member, anna.said), offer, Manners())
     work.folder.mkdir(parents=True)
     anna.line.silent = "/v1/blobs/"
     running = asyncio.create_task(work.run(asyncio.Event()))
@@ -575,7 +618,7 @@ async def test_a_ban_ends_the_work_at_once_and_leaves_nothing(
         queries.mark_worker(connection, anna.peer_id, "ban", reason="", now=api.clock())
     with pytest.raises(Refused, match="banned"):
         await asyncio.wait_for(running, 10)
-    assert not work.folder.exists()
+    assert work.folder.exists()
 
 
 @FAST
@@ -620,6 +663,31 @@ async def test_what_was_handed_in_is_kept_until_it_is_held_or_unwanted(
     assert anna.folder.remembered_deliveries() == {}
 
 
+async def test_who_leaves_with_its_work_done_waits_for_the_receipt_but_not_for_ever(
+    api: Any, make: Any, workers: Any
+) -> None:
+    add_work(api, make)
+    anna = workers("anna")
+    member = await anna.join(make.capability())
+    deliveries = Deliveries(member)
+    await deliveries.await_receipts(0.0)
+    assert "receipt" not in anna.said
+    offer = await start(member, make)
+    ref = anna.folder.blobs.add_bytes(b"expert")
+    sent = submission(make, offer)
+    await member.client.submit(offer.assignment, sent)
+    deliveries.add(offer.assignment, Named(ref, make.manifest(offer.spec, anna.peer_id), 0.0), sent)
+    await deliveries.await_receipts(0.0)
+    assert "the receipt for the work handed in last comes with the next join" in anna.said
+    waiting = asyncio.create_task(deliveries.await_receipts(60.0))
+    await until("it asks", lambda: anna.line.paths[-1].endswith("/heartbeat"))
+    assert not waiting.done()
+    accept(api, make, offer, anna.peer_id)
+    await asyncio.wait_for(waiting, 60)
+    assert member.receipts.holds(offer.assignment)
+    assert sum("comes with the next join" in line for line in anna.said.lines) == 1
+
+
 @FAST
 async def test_a_fetch_waits_for_a_role_that_restarts_and_gives_up_in_the_end(
     api: Any, make: Any, workers: Any, monkeypatch: pytest.MonkeyPatch
@@ -639,11 +707,46 @@ async def test_a_fetch_waits_for_a_role_that_restarts_and_gives_up_in_the_end(
     anna.line.fault = fail
     monkeypatch.setattr("worker.transfers.PATIENCE_SECONDS", 3.0)
     with pytest.raises(CoordinatorUnreachable, match="no route works"):
-        await member.fetch_input(offer.shard, public=True)
+        await member.holdings.fetch_input(offer.shard, public=True, needed=())
     assert len(tries) > 1
     assert member.cached() == ()
     anna.line.fault = lambda _path, answer: answer
     before = len(anna.line.paths)
     with pytest.raises(CoordinatorUnreachable, match="none that you may read"):
-        await member.fetch_input(make.blob("of somebody else"), public=True)
+        await member.holdings.fetch_input(make.blob("of somebody else"), public=True, needed=())
     assert len(anna.line.paths) == before + 1, "a typed refusal is final"
+
+
+async def test_of_two_workers_with_one_key_one_ends_with_words_and_the_other_goes_on(
+    api: Any, make: Any, workers: Any, tmp_path: Path
+) -> None:
+    anna = workers("anna")
+    first = await anna.join(make.capability())
+    (tmp_path / "copy").mkdir()
+    shutil.copy(anna.folder.root / "worker.key", tmp_path / "copy" / "worker.key")
+    copy = workers("copy")
+    assert copy.peer_id == anna.peer_id
+    second = await copy.join(make.capability())
+    ended: dict[Membership, KeyInUse] = {}
+    for _ in range(10):
+        for member in {first, second} - ended.keys():
+            try:
+                await member.beat()
+            except KeyInUse as error:
+                ended[member] = error
+    [(gone, error)] = ended.items()
+    assert error.exit_code == 4
+    assert str(gone.folder.root) in str(error)
+    assert "delete worker.key" in str(error)
+    (left,) = {first, second} - ended.keys()
+    await left.beat()
+
+
+async def test_many_calls_that_lose_one_token_at_once_are_no_sign_of_another_worker(
+    api: Any, make: Any, workers: Any
+) -> None:
+    anna = workers("anna")
+    member = await anna.join(make.capability())
+    await anna.join(make.capability())
+    beats = [member.beat() for _ in range(MAX_LOST_TOKENS + 1)]
+    await asyncio.gather(*beats)

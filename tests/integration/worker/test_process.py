@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from coordinator.ledger import queries
+from protocol import PROTOCOL_VERSION
 from worker.errors import CoordinatorUnreachable, NotTheSameCoordinator
 from worker.folder import WorkerFolder
 from worker.main import main
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 """Trainers and workers take seconds to load torch, more where others compute as well."""
 
 OTHER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
@@ -135,20 +136,20 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_version_names_software_and_protocol(call: Any) -> None:
-    assert call("version") == (0, "hdee-worker 0.1.0, protocol 1\n", "")
+    assert call("version") == (0, f"hdee-worker 0.1.0, protocol {PROTOCOL_VERSION}\n", "")
     code, out, _ = call("version", "--format", "json")
-    assert (code, json.loads(out)) == (0, {"software": "0.1.0", "protocol": 1})
+    assert (code, json.loads(out)) == (0, {"software": "0.1.0", "protocol": PROTOCOL_VERSION})
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("join",), "Missing argument"),
-        (("join", "http://127.0.0.1:1", "--threads", "two"), "Invalid value"),
+        (("join", "http://127.0.0.1:1", "--threads", "two"), "--threads 'two': expected a number"),
         (("join", "host:1"), "expected http://host:port"),
         (("join", "http://192.0.2.1"), "plain http would show your token"),
         (("join", "http://127.0.0.1:1", "--threads", "0"), "--threads 0: expected at least 1"),
-        (("join", "http://127.0.0.1:1", "--memory", "lots"), "size 'lots': expected a number"),
+        (("join", "http://127.0.0.1:1", "--memory", "lots"), "--memory 'lots': expected a number"),
         (("join", "http://127.0.0.1:1", "--for", "8"), "--for '8': expected how long to stay"),
     ],
 )
@@ -161,6 +162,8 @@ def test_wrong_usage_ends_with_2(call: Any, arguments: tuple[str, ...], words: s
 def test_a_cap_beyond_the_machine_ends_with_1_and_is_named(
     roles: Any, call: Any, tmp_path: Path
 ) -> None:
-    code, _, err = call("join", roles.url, "--folder", tmp_path / "anna", "--threads", 4096)
+    code, _, err = call(
+        "join", roles.url, "--folder", tmp_path / "anna", "--yes", "--threads", 4096
+    )
     assert code == 1
-    assert err.startswith("hdee-worker: num_threads 4096: expected from 1 to ")
+    assert err.splitlines()[-1].startswith("hdee-worker: --threads 4096: expected from 1 to ")

@@ -1,10 +1,22 @@
-"""A small run on disk: three domains of numbered sentences, and a run file to change."""
+"""A small run on disk: three domains of numbered sentences, and a run file to change.
 
+And a checkpoint that a worker announced, with its files in a store.
+"""
+
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from coordinator.ledger import queries
+from coordinator.lifecycle import Holder
+from protocol.digests import canonical_bytes
+from protocol.manifests import FILES, CheckpointManifest, ManifestFile
+from protocol.messages import AssignmentHeartbeat
+
+WORKER = "12D3KooW" + "A" * 44
 
 RUN_FILE = """
 [run]
@@ -86,3 +98,75 @@ def write_run(tmp_path: Path) -> WriteRun:
         return path
 
     return write
+
+
+@pytest.fixture
+def announce(clock, make):
+    """Makes a run of one shard and one training checkpoint, announced: its id and manifest.
+
+    Their blobs are in the store since `at`.
+    """
+
+    def add(store, data, at):
+        ref = store.add_bytes(data)
+        os.utime(store.root / "marks" / f"{ref.digest}.json", (at, at))
+        return ref
+
+    def announce(ledger, store, *, at):
+        held, now = add(store, b"train shard", at), clock()
+        spec = make.spec().model_copy(update={"train_shard": held.digest})
+        files = tuple(
+            ManifestFile(name=name, blob=add(store, name.encode(), at))
+            for name in FILES["training"]
+        )
+        manifest = CheckpointManifest(
+            kind="training", spec=spec.digest, worker=WORKER, step=3, loss=1.0, files=files
+        )
+        ref = add(store, canonical_bytes(manifest), at)
+        with ledger.begin() as connection:
+            queries.create_run(connection, run="test", coordinator=WORKER, now=now)
+            shard = make.shard(spec.domain, "train").model_copy(update={"blob": held})
+            queries.add_shard(connection, shard, now=now)
+            assignment = queries.add_assignment(
+                connection, spec, shard=shard.blob, schemes=(), now=now
+            )
+            registration = queries.Registration(
+                worker=WORKER,
+                name="",
+                software_version="1",
+                capability=make.capability(),
+                maddrs=(),
+                token_digest="0" * 64,
+                token_expires_at=now + 3600,
+                certificate_expires_at=now + 3600,
+            )
+            queries.register_worker(connection, registration, now)
+            terms = queries.OfferTerms(
+                assignment=assignment, worker=WORKER, free_memory_bytes=1, reason=""
+            )
+            queries.offer_assignment(connection, terms, now=now, heartbeat_seconds=10.0)
+            holder = Holder(worker=WORKER, fencing=1)
+            queries.acknowledge_lease(
+                connection, assignment, holder, now=now, heartbeat_seconds=10.0
+            )
+            beat = AssignmentHeartbeat(
+                fencing=1,
+                step=3,
+                loss=1.0,
+                tokens_per_second=1.0,
+                checkpoint=ref,
+                checkpoint_step=3,
+            )
+            queries.renew_lease(
+                connection,
+                assignment,
+                beat,
+                worker=WORKER,
+                flops_per_second=1e9,
+                now=now,
+                heartbeat_seconds=10.0,
+            )
+            (row,) = queries.announced_checkpoints(connection)
+        return row.checkpoint_id, manifest
+
+    return announce

@@ -12,14 +12,22 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
-from coordinator.network.blob_app import MAX_PIECES_AT_ONCE, create_blob_app
+from coordinator.network import blob_app
+from coordinator.network.blob_app import (
+    MAX_PIECES_AT_ONCE,
+    MAX_PIECES_OF_A_PEER,
+    create_blob_app,
+)
 from coordinator.urls import sign_url
 from protocol.blobs import BlobRef
 from protocol.digests import PIECE_BYTES
 from protocol.errors import ErrorBody
 from protocol.messages import MissingPieces
-from shared.blobstore import BlobStore
-from shared.http_blobs import TransferFailed, UrlExpired, fetch_over_http, upload_over_http
+from shared.blobs import BlobStore
+from shared.exchange.exchange import Exchange, FetchFailed
+from shared.exchange.over_http import HttpSource, TransferFailed, UrlExpired, upload_over_http
+from shared.exchange.rates import Bucket
+from tests.wire import tier
 
 SECRET = b"s" * 32
 PEER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
@@ -34,7 +42,7 @@ class Coordinator:
         self.now = 1_800_000_000.0
         self.readable: set[tuple[str, str]] = set()
         self.wanted: dict[str, BlobRef] = {}
-        self.completed: list[BlobRef] = []
+        self.completed: list[tuple[BlobRef, str]] = []
         self.asked: list[tuple[str, str]] = []
         self.interfere: Callable[[Request], None] = lambda _: None
         self.network = create_blob_app(
@@ -42,7 +50,7 @@ class Coordinator:
             secret=SECRET,
             may_read=lambda digest, peer: (digest, peer) in self.readable,
             may_upload=self.wanted.get,
-            on_complete=self.completed.append,
+            on_complete=lambda ref, peer: self.completed.append((ref, peer)),
             now=lambda: self.now,
         )
         self.api = FastAPI()
@@ -91,13 +99,9 @@ def _suffixed(url: str, suffix: str) -> str:
 
 async def _fetch(coordinator: Coordinator, ref: BlobRef, store: BlobStore) -> None:
     async with coordinator.client() as client:
-        await fetch_over_http(
-            client,
-            f"http://coordinator:8000/v1/blobs/{ref.digest}",
-            ref,
-            store,
-            headers={"authorization": "Bearer token"},
-        )
+        url = f"http://coordinator:8000/v1/blobs/{ref.digest}"
+        source = HttpSource(client, url, headers=lambda: {"authorization": "Bearer token"})
+        await Exchange(store).fetch(ref, [tier(source, route="http")])
 
 
 def _published(coordinator: Coordinator, data: bytes = DATA) -> BlobRef:
@@ -147,16 +151,15 @@ async def test_an_expired_url_is_renewed_and_the_fetch_goes_on(
 
 
 async def test_a_url_that_is_always_expired_ends_in_a_refusal(
-    coordinator: Coordinator, mine: BlobStore, monkeypatch: pytest.MonkeyPatch
+    coordinator: Coordinator, mine: BlobStore
 ) -> None:
     ref = _published(coordinator)
-    monkeypatch.setattr("shared.http_blobs.MAX_STALLS", 2)
 
     def expire(request: Request) -> None:
         coordinator.now += 61 * (request.url.port == 8001)
 
     coordinator.interfere = expire
-    with pytest.raises(TransferFailed, match="403 forbidden: the URL has expired"):
+    with pytest.raises(FetchFailed, match="403 forbidden: the URL has expired"):
         await _fetch(coordinator, ref, mine)
 
 
@@ -168,17 +171,17 @@ async def test_damaged_bytes_are_refused_and_not_kept(
     damaged = bytearray(DATA)
     damaged[PIECE_BYTES + 3] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(TransferFailed, match="piece 1: its SHA-256 differs"):
+    with pytest.raises(FetchFailed, match="piece 1: its SHA-256 differs"):
         await _fetch(coordinator, ref, mine)
     arriving = mine.arriving(ref.digest)
     assert arriving is not None
-    assert arriving.missing() == (1, 2)
+    assert 1 in arriving.missing()
 
 
 async def test_a_shortened_file_is_refused(coordinator: Coordinator, mine: BlobStore) -> None:
     ref = _published(coordinator)
     coordinator.store.path(ref.digest).write_bytes(DATA[:-1])
-    with pytest.raises(TransferFailed, match="another range"):
+    with pytest.raises(FetchFailed, match="another range"):
         await _fetch(coordinator, ref, mine)
 
 
@@ -186,7 +189,7 @@ async def test_a_piece_list_of_another_blob_is_refused(
     coordinator: Coordinator, mine: BlobStore
 ) -> None:
     ref = _published(coordinator)
-    with pytest.raises(TransferFailed, match="expected that of"):
+    with pytest.raises(FetchFailed, match="expected that of"):
         await _fetch(coordinator, BlobRef(digest=ref.digest, size=ref.size + 1), mine)
 
 
@@ -206,8 +209,30 @@ async def test_a_fetch_of_a_forbidden_blob_fails_with_the_reason(
     coordinator: Coordinator, mine: BlobStore
 ) -> None:
     ref = coordinator.store.add_bytes(b"not for this peer")
-    with pytest.raises(TransferFailed, match="404 unknown_blob"):
+    with pytest.raises(FetchFailed, match="404 unknown_blob"):
         await _fetch(coordinator, ref, mine)
+
+
+async def test_a_worker_that_reads_too_often_is_told_when_and_keeps_nobody_else_out(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blob_app, "BURST_GETS", 3)
+    ref = coordinator.store.add_bytes(b"public")
+    coordinator.readable |= {(ref.digest, PEER), (ref.digest, "another")}
+
+    async with coordinator.client() as client:
+
+        async def read(peer: str = PEER) -> httpx.Response:
+            return await client.get(coordinator.url(ref.digest, peer=peer))
+
+        assert [(await read()).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+        body = ErrorBody.model_validate_json((await read()).content)
+        assert body.code == "rate_limited"
+        assert body.retry_after_seconds == pytest.approx(blob_app.GET_SECONDS, abs=1e-6)
+        assert (await read("another")).status_code == 200
+        coordinator.now += blob_app.GET_SECONDS + 1e-6
+        assert (await read()).status_code == 200
+        assert (await read()).status_code == 429
 
 
 async def test_every_route_needs_its_own_signed_url(coordinator: Coordinator) -> None:
@@ -259,7 +284,7 @@ async def test_what_is_no_digest_or_no_route_is_refused_in_our_words(
 
 async def _upload(coordinator: Coordinator, ref: BlobRef, store: BlobStore) -> None:
     async with coordinator.client() as client:
-        await upload_over_http(client, coordinator.url(ref.digest, "put"), ref, store)
+        await upload_over_http(client, coordinator.url(ref.digest, "put"), ref, store, up=Bucket())
 
 
 @pytest.mark.parametrize("size", [0, 1, len(DATA)])
@@ -270,7 +295,7 @@ async def test_a_wanted_blob_is_uploaded_and_reported_once_complete(
     coordinator.wanted[ref.digest] = ref
     await _upload(coordinator, ref, mine)
     assert coordinator.store.read(ref, max_bytes=size) == DATA[:size]
-    assert coordinator.completed == [ref]
+    assert coordinator.completed == [(ref, PEER)]
 
 
 async def test_an_interrupted_upload_sends_the_missing_pieces_only(
@@ -296,7 +321,7 @@ async def test_an_interrupted_upload_sends_the_missing_pieces_only(
         f"/blobs/{ref.digest}/pieces",
         f"/blobs/{ref.digest}/pieces/2",
     ]
-    assert coordinator.completed == [ref]
+    assert coordinator.completed == [(ref, PEER)]
     await _upload(coordinator, ref, mine)
     assert coordinator.store.has(ref.digest)
 
@@ -351,13 +376,19 @@ async def test_bad_and_oversized_bodies_are_refused(
     assert coordinator.completed == []
 
 
+@pytest.mark.parametrize(
+    ("num_peers", "most_at_once"), [(1, MAX_PIECES_OF_A_PEER), (20, MAX_PIECES_AT_ONCE)]
+)
 async def test_so_many_pieces_are_in_memory_at_once_and_the_others_wait(
-    coordinator: Coordinator, mine: BlobStore
+    coordinator: Coordinator, mine: BlobStore, num_peers: int, most_at_once: int
 ) -> None:
     ref = mine.add_bytes(DATA)
     coordinator.wanted[ref.digest] = ref
-    base = coordinator.url(ref.digest, "put")
     num_puts = MAX_PIECES_AT_ONCE + 4
+    bases = [
+        coordinator.url(ref.digest, "put", peer=f"peer{number % num_peers}")
+        for number in range(num_puts)
+    ]
     reading, most = 0, 0
     all_at_once = asyncio.Event()
 
@@ -374,21 +405,23 @@ async def test_so_many_pieces_are_in_memory_at_once_and_the_others_wait(
 
     async with coordinator.client() as client:
         pieces = mine.pieces(ref.digest).model_dump_json()
-        await client.put(_suffixed(base, "/pieces"), content=pieces)
-        url = _suffixed(base, "/pieces/0")
-        answers = await asyncio.gather(*(client.put(url, content=body()) for _ in range(num_puts)))
+        await client.put(_suffixed(bases[0], "/pieces"), content=pieces)
+        answers = await asyncio.gather(
+            *(client.put(_suffixed(base, "/pieces/0"), content=body()) for base in bases)
+        )
     assert [answer.status_code for answer in answers] == [200] * num_puts
-    assert most == MAX_PIECES_AT_ONCE
+    assert most == most_at_once
 
 
 async def test_a_server_that_is_not_there_is_a_transfer_that_failed(
-    mine: BlobStore, monkeypatch: pytest.MonkeyPatch
+    mine: BlobStore,
 ) -> None:
-    monkeypatch.setattr("shared.http_blobs.MAX_STALLS", 1)
     ref = BlobRef(digest="0" * 64, size=1)
     held = mine.add_bytes(b"x")
     async with httpx.AsyncClient() as client:
+        source = HttpSource(client, "http://127.0.0.1:9/v1/blobs/0")
+        with pytest.raises(FetchFailed):
+            await Exchange(mine).fetch(ref, [tier(source, route="http")])
+        url = "http://127.0.0.1:9/blobs/0?a=b"
         with pytest.raises(TransferFailed):
-            await fetch_over_http(client, "http://127.0.0.1:9/v1/blobs/0", ref, mine)
-        with pytest.raises(TransferFailed):
-            await upload_over_http(client, "http://127.0.0.1:9/blobs/0?a=b", held, mine)
+            await upload_over_http(client, url, held, mine, up=Bucket())

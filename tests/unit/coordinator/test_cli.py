@@ -6,14 +6,16 @@ import sys
 import pytest
 
 from coordinator.cli.errors import WrongUsage
-from coordinator.cli.ledger import Progress, facts_of, lines_of
+from coordinator.cli.ledger import facts_of, lines_of
 from coordinator.cli.looks import checked_assignment, pick_worker
 from coordinator.cli.remote import address_of, is_loopback
-from coordinator.cli.tables import large, plain, show_assignments, show_table, show_why
+from coordinator.cli.tables import large, show_assignments, show_why
 from coordinator.ledger.queries import BrokenEntry, Difference, Verdict
 from coordinator.runfile import load_run_file
 from protocol.admin import ConsideredView, RateView, WhyView
 from protocol.messages import AssignmentView
+from shared.tables import Progress, show_table
+from shared.words import plain
 
 ANNA, BERT = "12D3KooW" + "A" * 44, "12D3KooW" + "A" * 43 + "B"
 
@@ -191,6 +193,15 @@ def test_a_long_verb_says_how_far_it_is_and_how_long_it_takes():
         "entries replayed: 26 %, about 30 s left",
         "entries replayed: 51 %, about 20 s left",
     ]
+
+
+def test_a_verb_that_takes_no_longer_than_a_moment_says_nothing_of_how_far_it_is():
+    said: list[str] = []
+    times = iter([100.0, 104.9, 105.1, 105.2, 106.2])
+    progress = Progress("hashed", quiet_seconds=5.0, say=said.append, clock=lambda: next(times))
+    for done in (0, 49, 51, 52, 62):
+        progress.tell(done, 100)
+    assert said == ["hashed: 51 %, about 5 s left", "hashed: 62 %, about 4 s left"]
 
 
 def test_a_broken_chain_is_told_with_its_entry():

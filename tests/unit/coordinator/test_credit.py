@@ -60,3 +60,18 @@ def test_each_is_credited_from_where_it_went_on_to_where_the_next_one_did():
 def test_whoever_starts_afresh_is_credited_with_all():
     tries = {("a", 1): Try("anna", None, 0), ("a", 2): Try("bert", None, 0)}
     assert steps_by_worker(tries, last=("a", 2), num_steps=20) == {"bert": 20}
+
+
+def test_the_steps_of_a_shorter_training_are_credited_with_that_one_alone():
+    tries = {
+        ("a", 1): Try("anna", ("short", 1), 8),
+        ("a", 2): Try("bert", ("a", 1), 15),
+    }
+    assert steps_by_worker(tries, last=("a", 1), num_steps=20) == {"anna": 12}
+    assert steps_by_worker(tries, last=("a", 2), num_steps=20) == {"anna": 7, "bert": 5}
+
+
+def test_an_own_checkpoint_of_which_nobody_else_knows_is_own_work():
+    assert steps_by_worker({("a", 1): Try("anna", None, 8)}, last=("a", 1), num_steps=20) == {
+        "anna": 20
+    }

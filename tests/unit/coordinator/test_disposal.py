@@ -6,19 +6,12 @@ from pathlib import Path
 import pytest
 
 from coordinator.ledger import queries
-from coordinator.lifecycle import Holder
 from coordinator.network.disposal import GRACE_SECONDS, sweep
 from protocol.blobs import BlobRef
-from protocol.manifests import CheckpointManifest, ManifestFile
-from protocol.messages import AssignmentHeartbeat
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
+from shared.blobs.upkeep import IDLE_SECONDS
 
 WORKER = "12D3KooW" + "A" * 44
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> BlobStore:
-    return BlobStore(tmp_path / "blobs")
 
 
 def aged(store: BlobStore, data: bytes, *, at: float) -> BlobRef:
@@ -29,73 +22,19 @@ def aged(store: BlobStore, data: bytes, *, at: float) -> BlobRef:
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "blobs")
+
+
+@pytest.fixture
 def long_ago(clock) -> float:
     return clock() - GRACE_SECONDS - 1
 
 
 @pytest.fixture
-def training(ledger, store, clock, make, long_ago):
+def training(announce, ledger, store, long_ago):
     """A checkpoint that its worker announced, with all of its files here: id and manifest."""
-    spec = make.spec()
-    files = tuple(
-        ManifestFile(name=name, blob=aged(store, name.encode(), at=long_ago))
-        for name in ("model.safetensors", "optimizer.safetensors", "state.json")
-    )
-    manifest = CheckpointManifest(
-        kind="training", spec=spec.digest, worker=WORKER, step=3, loss=1.0, files=files
-    )
-    ref = aged(store, manifest.model_dump_json().encode(), at=long_ago)
-    with ledger.begin() as connection:
-        queries.create_run(connection, run="test", coordinator=WORKER, now=clock())
-        shard = make.shard(spec.domain, "train")
-        queries.add_shard(connection, shard, now=clock())
-        assignment = queries.add_assignment(
-            connection, spec, shard=shard.blob, schemes=(), now=clock()
-        )
-        queries.register_worker(
-            connection,
-            queries.Registration(
-                worker=WORKER,
-                name="",
-                software_version="1",
-                capability=make.capability(),
-                maddrs=(),
-                token_digest="0" * 64,
-                token_expires_at=clock() + 3600,
-                certificate_expires_at=clock() + 3600,
-            ),
-            clock(),
-        )
-        terms = queries.OfferTerms(
-            assignment=assignment, worker=WORKER, free_memory_bytes=1, reason=""
-        )
-        queries.offer_assignment(connection, terms, now=clock(), heartbeat_seconds=10.0)
-        queries.acknowledge_lease(
-            connection,
-            assignment,
-            Holder(worker=WORKER, fencing=1),
-            now=clock(),
-            heartbeat_seconds=10.0,
-        )
-        beat = AssignmentHeartbeat(
-            fencing=1,
-            step=3,
-            loss=1.0,
-            tokens_per_second=1.0,
-            checkpoint=ref,
-            checkpoint_step=3,
-        )
-        queries.renew_lease(
-            connection,
-            assignment,
-            beat,
-            worker=WORKER,
-            flops_per_second=1e9,
-            now=clock(),
-            heartbeat_seconds=10.0,
-        )
-        (row,) = queries.announced_checkpoints(connection)
-    return row.checkpoint_id, manifest
+    return announce(ledger, store, at=long_ago)
 
 
 def test_what_nothing_names_is_swept_after_its_grace(ledger, store, clock, long_ago):
@@ -140,15 +79,53 @@ def test_what_a_cancelled_assignment_leaves_is_swept(ledger, store, clock, train
     gone = sweep(ledger, store, keep=(), now=clock())
     assert len(gone) == 4
     assert {file.blob.digest for file in manifest.files} <= set(gone)
-    assert set(store.digests()) == set()
+    (shard,) = store.digests()
+    assert store.path(shard).read_bytes() == b"train shard"
 
 
-def test_a_blob_that_has_not_wholly_arrived_is_left_alone(ledger, store, clock):
+def arriving(store: BlobStore, data: bytes, *, at: float) -> BlobRef:
+    """A blob of which something came last at `at`."""
     other = BlobStore(store.root.parent / "other")
-    pieces = other.pieces(other.add_bytes(b"x" * 10).digest)
+    pieces = other.pieces(other.add_bytes(data).digest)
     store.partial(pieces.ref(), pieces)
-    assert sweep(ledger, store, keep=(), now=clock() + 1e9) == ()
-    assert store.arriving(pieces.ref().digest) is not None
+    os.utime(store.root / "partial" / pieces.ref().digest / "done", (at, at))
+    return pieces.ref()
+
+
+def test_what_arrived_of_a_blob_is_swept_once_nothing_came_for_a_day(ledger, store, clock):
+    new = arriving(store, b"new", at=clock() - IDLE_SECONDS + 60)
+    old = arriving(store, b"old", at=clock() - IDLE_SECONDS - 60)
+    assert sweep(ledger, store, keep=(), now=clock()) == (old.digest,)
+    assert set(store.partials()) == {new.digest}
+
+
+def test_what_arrived_of_a_checkpoint_stays_while_it_is_collected(ledger, store, clock, training):
+    """However slow its line: the manifest names the file, or the file was asked for."""
+    checkpoint_id, manifest = training
+    at = clock() - IDLE_SECONDS - 60
+    (first, second) = (file.blob for file in manifest.files[:2])
+    for ref, data in ((first, b"model.safetensors"), (second, b"optimizer.safetensors")):
+        store.delete(ref.digest)
+        assert arriving(store, data, at=at) == ref
+    wanted = arriving(store, b"wanted", at=at)
+    with ledger.begin() as connection:
+        queries.want_blobs(connection, checkpoint_id, [wanted], clock())
+    assert sweep(ledger, store, keep=(), now=clock()) == ()
+    assert set(store.partials()) == {first.digest, second.digest, wanted.digest}
+    with ledger.begin() as connection:
+        queries.mark_refused(connection, checkpoint_id, "", clock())
+    assert {first.digest, second.digest, wanted.digest} <= set(
+        sweep(ledger, store, keep=(), now=clock())
+    )
+    assert store.partials() == {}
+
+
+def test_a_sweep_mends_what_a_kill_left(ledger, store, clock, training):
+    _, manifest = training
+    digest = manifest.files[0].blob.digest
+    (store.root / "marks" / f"{digest}.json").unlink()
+    assert sweep(ledger, store, keep=(), now=clock()) == ()
+    assert store.has(digest)
 
 
 def test_many_blobs_are_swept_in_small_steps(ledger, store, clock, long_ago):

@@ -87,7 +87,7 @@ def wait_for_more(ledger: Ledger) -> None:
             seen.add(connection.execute(query).scalar())
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(180)
 def test_a_process_that_never_stops_writing_starves_no_other(prepared_database):
     hog = start(HOGS, prepared_database)
     try:

@@ -79,6 +79,12 @@ async def held_back(ledger: Ledger):
         await settled()
 
 
+@pytest.fixture
+def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that waits is one batch, however slow this machine is."""
+    monkeypatch.setattr(writer_module, "URGENT_SECONDS", 60.0)
+
+
 async def settled() -> None:
     """Let tasks that were just made run until they wait."""
     for _ in range(5):
@@ -139,7 +145,7 @@ def test_nothing_is_told_before_it_is_durable(prepared_database):
     ledger.close()
 
 
-async def test_nobody_is_told_while_the_batch_still_runs(opened, writer):
+async def test_nobody_is_told_while_the_batch_still_runs(opened, writer, one_batch):
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(_connection):
@@ -157,7 +163,7 @@ async def test_nobody_is_told_while_the_batch_still_runs(opened, writer):
     assert present(opened) == {"early"}
 
 
-async def test_a_failed_commit_reaches_every_caller_and_leaves_nothing(opened, writer):
+async def test_a_failed_commit_reaches_every_caller_and_leaves_nothing(opened, writer, one_batch):
     with opened.begin() as connection:
         connection.execute(text("CREATE TABLE parents (n INTEGER PRIMARY KEY)"))
         checked_late = "n INTEGER REFERENCES parents (n) DEFERRABLE INITIALLY DEFERRED"

@@ -51,6 +51,17 @@ def test_a_burst_is_answered_and_the_next_call_told_when_to_come():
     assert not isinstance(later, TooFast)
 
 
+@given(st.integers(2, 8))
+def test_several_leases_have_the_pace_of_as_many_workers(num_leases):
+    now, allowed_at, calls = 1000.0, 1000.0 + BURST_CALLS * PACE, 0
+    for _ in range(1000):
+        now += PACE / 20
+        after = admit(allowed_at, now=now, heartbeat_seconds=HEARTBEAT, num_leases=num_leases)
+        if not isinstance(after, TooFast):
+            allowed_at, calls = after, calls + 1
+    assert calls == pytest.approx(50 * num_leases, rel=0.05)
+
+
 @given(st.integers(0, 300))
 def test_a_refused_call_costs_nothing(num_refused):
     full = 1000.0 + BURST_CALLS * PACE

@@ -64,6 +64,12 @@ def test_wrong_usage_ends_with_2_and_shows_where_help_is(
     assert "--help" in err
 
 
+def test_help_shows_defaults_that_stand_in_brackets(call: Call) -> None:
+    code, out, _ = call("serve", "--help")
+    assert code == 0
+    assert "[state/ledger.sqlite]" in out
+
+
 @pytest.mark.parametrize("command", ["check", "serve", "score"])
 def test_a_run_file_that_is_missing_or_wrong_ends_with_2_and_is_named(
     call: Call, command: str, tmp_path: Path
@@ -127,6 +133,7 @@ def test_a_coordinator_that_cannot_be_reached_ends_with_3(call: Call, url: str) 
     code, out, err = call("status", url)
     assert (code, out) == (3, "")
     assert err.startswith(f"hdee-coordinator: {url} gives no status: ")
+    assert "is it served" in err
 
 
 def test_score_prints_the_table_or_json_and_ends_with_1_before_there_is_one(

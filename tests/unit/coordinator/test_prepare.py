@@ -9,11 +9,12 @@ import pytest
 
 from coordinator.folders import RunFolders
 from coordinator.runfile import RunFile, load_run_file
+from coordinator.text.overlap import OverlapReport
 from coordinator.text.prepare import Prepared, PrepareError, prepare
-from coordinator.text.tokenizer import open_tokenizer
 from protocol.blobs import ShardManifest
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
 from shared.shards import Shard
+from shared.text.tokenizer import open_tokenizer
 
 DRAMA = '[domains.drama]\nsources = [{path = "drama/*.txt", document = "split:(?m)^#"}]'
 
@@ -223,3 +224,44 @@ def test_a_given_tokenizer_is_used(write_run, tmp_path):
     assert (tmp_path / "state" / "tokenizer.model").read_bytes() == model
     settings = json.loads((tmp_path / "state" / "prepared.json").read_text())["text"]["tokenizer"]
     assert settings == {"vocab_size": None, "model": "given.model"}
+
+
+def test_what_held_out_shards_share_with_train_shards_is_measured_and_kept(write_run):
+    path = write_run()
+    same = " ".join(["again"] * 300)
+    with (path.parent / "drama" / "0.txt").open("a") as file:
+        file.writelines(f"\n# {number} more {same} {number}" for number in range(9_000, 9_200))
+    messages: list[str] = []
+    run, _ = prepare_at(path, messages)
+    report = OverlapReport.model_validate_json(RunFolders(run.folder).overlap.read_bytes())
+    assert {(one.domain, one.split) for one in report.measured} == {
+        *((name, split) for name in run.domains for split in ("dev", "gate", "test")),
+        ("general", "dev"),
+    }
+    shares = {
+        (one.domain, one.train): one.share_of_runs for one in report.overlaps if one.split == "test"
+    }
+    assert shares["drama", "drama"] > 0.5
+    assert shares["drama", "cooking"] == shares["python", "general"] == 0.0
+    assert any(message.startswith("WARNING") and "drama" in message for message in messages)
+
+
+def test_settings_that_say_nothing_leave_earlier_runs_as_they_are(write_run):
+    path = write_run()
+    prepare_at(path)
+    prepared = path.parent / "state" / "prepared.json"
+    drama = json.loads(prepared.read_text())["text"]["domains"]["drama"]
+    assert sorted(drama) == ["max_bytes", "max_chars", "min_chars", "sources"]
+    assert sorted(drama["sources"][0]) == ["document", "exclude", "path"]
+    with pytest.raises(PrepareError, match=r"drama\.repeated_line_chars: null became 99"):
+        prepare_at(write_run((DRAMA, DRAMA + "\nrepeated_line_chars = 99")))
+
+
+def test_repeated_lines_are_left_out_and_counted(write_run):
+    path = write_run((DRAMA, DRAMA + "\nrepeated_line_chars = 20"))
+    with (path.parent / "drama" / "1.txt").open("a") as file:
+        file.write("\n# 9000 of its own\n" + "the same long line of a page's foot\n" * 3)
+    messages: list[str] = []
+    prepare_at(path, messages)
+    (line,) = [message for message in messages if "characters in repeated lines" in message]
+    assert "70 characters in repeated lines" in line

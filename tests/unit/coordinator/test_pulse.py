@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from coordinator.scoring.pulse import BEAT_SECONDS, Pulse, Stopped
+from coordinator.scoring.pulse import BEAT_SECONDS, Pulse, Stopped, with_signs_of_life
 
 LOG = logging.getLogger("test.pulse")
 
@@ -76,3 +76,37 @@ def test_what_was_cached_does_not_make_the_rest_look_fast(watched, caplog):
     watched.time += 5.0
     task.advance(1)
     assert caplog.messages == ["scoring: 91 %, about 45 s left"]
+
+
+def test_work_that_knows_no_pulse_goes_on_under_signs_of_life(watched):
+    seen = threading.Event()
+
+    def tick():
+        watched.time += BEAT_SECONDS
+        watched.pulse.tick()
+        if len(watched.beats) >= 3:
+            seen.set()
+
+    assert with_signs_of_life(lambda: seen.wait(60), tick, every=0.01)
+    assert len(watched.beats) >= 3
+
+
+def test_work_that_knows_no_pulse_ends_before_the_role_stops(watched):
+    ended = threading.Event()
+    watched.stop.set()
+
+    def work():
+        threading.Event().wait(0.05)
+        ended.set()
+
+    with pytest.raises(Stopped):
+        with_signs_of_life(work, watched.pulse.tick, every=0.01)
+    assert ended.is_set()
+
+
+def test_what_work_that_knows_no_pulse_raises_is_raised(watched):
+    def work():
+        raise TimeoutError("the disk does not answer")
+
+    with pytest.raises(TimeoutError, match="the disk"):
+        with_signs_of_life(work, watched.pulse.tick, every=0.01)

@@ -1,6 +1,5 @@
-"""The arithmetic of the results table, and how it is shown."""
+"""From log-likelihoods to what is reported of a domain: columns, modes, baselines, ties."""
 
-import json
 import math
 
 import numpy as np
@@ -8,189 +7,264 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.scoring.ensembles import ShardScores
+from coordinator.scoring.lineup import Contestants
+from coordinator.scoring.outcome import MODES
 from coordinator.scoring.results import (
-    DomainScores,
-    ShardScores,
-    best_on_dev,
-    compute_results,
-    render_table,
-    result_table,
-    results_json,
+    DomainText,
+    best_on,
+    compare_all,
+    compared_pairs,
+    score_domain,
     tied_columns,
 )
-from protocol.messages import ResultTable, TableRow
 
-SEED = "seed-ffn512-00000000"
-EASY, MIDDLE, HARD, LONG_HARD = "easy-ffn512-1", "mid-ffn512-1", "hard-ffn512-1", "hard-ffn640-1"
-SCHEMES = {
-    "MHo-IHo": {"easy": EASY, "hard": HARD, "mid": MIDDLE},
-    "MHe-IHo": {"easy": EASY, "hard": LONG_HARD, "mid": MIDDLE},
-}
-MODELS = (SEED, EASY, MIDDLE, HARD, LONG_HARD)
+SEED, DENSE = "seed-ffn512-0", "dense-ffn512-0"
+EASY, MIDDLE, HARD, WIDE_HARD = "easy-ffn512-1", "mid-ffn512-1", "hard-ffn512-1", "hard-ffn640-1"
+MODELS = (SEED, DENSE, EASY, MIDDLE, HARD, WIDE_HARD)
+WINDOWS, LENGTH = 6, 20
 
 
-def shard_scores(rng, *, windows=6, length=20, models=MODELS):
-    labels = windows * length
+def contestants(**changes):
+    values = {
+        "seed": SEED,
+        "dense": DENSE,
+        "members": {
+            "MHo-IHo": tuple(sorted((EASY, HARD, MIDDLE))),
+            "MHe-IHo": tuple(sorted((EASY, WIDE_HARD, MIDDLE))),
+        },
+        "experts": {
+            "MHo-IHo": {"easy": EASY, "hard": HARD, "mid": MIDDLE},
+            "MHe-IHo": {"easy": EASY, "hard": WIDE_HARD, "mid": MIDDLE},
+        },
+        "rounds": {"easy": 1, "hard": 1, "mid": 1},
+        "classes": {"easy": "easy", "hard": "difficult", "mid": "moderate"},
+        "parents": {},
+        **changes,
+    }
+    return Contestants(**values)
+
+
+def shard_scores(rng, models=MODELS):
+    labels = WINDOWS * LENGTH
     return ShardScores(
         by_model={
             name: -rng.gamma(3.0 + index / 4, 1.0, labels).astype(np.float32)
             for index, name in enumerate(models)
         },
-        starts=np.arange(windows) * length,
+        starts=np.arange(WINDOWS) * LENGTH,
+        documents=np.array([0, 0, 1, 2, 3, 3]),
         num_bytes=labels * 4,
     )
 
 
-def domain_scores(name, rng_seed=0, **kwargs):
+def domain_text(domain="easy", rng_seed=0, *, role="trained", **kwargs):
     rng = np.random.default_rng(rng_seed)
-    return DomainScores(name, shard_scores(rng, **kwargs), shard_scores(rng, **kwargs))
+    return DomainText(domain, role, shard_scores(rng), shard_scores(rng), **kwargs)
 
 
-def results_of(*domains):
-    return compute_results(
-        [domain_scores(name, number) for number, name in enumerate(domains)],
-        run="tiny",
-        seed=SEED,
-        schemes=SCHEMES,
-    )
+def scored(domain="easy", rng_seed=0, *, who=None, **kwargs):
+    return score_domain(domain_text(domain, rng_seed, **kwargs), who or contestants())[0]
 
 
-def test_columns_are_seed_best_schemes_and_schemes_with_the_seed():
-    table = result_table(results_of("easy", "mid", "hard"))
-    assert table.columns == (
+def test_columns_are_seed_dense_and_schemes_and_the_last_two_with_the_seed() -> None:
+    found = scored()
+    assert set(found.columns) == {
         "seed M",
-        "best single",
+        "dense",
+        "MHo-IHo",
+        "MHe-IHo",
+        "dense+seed",
+        "MHo-IHo+seed",
+        "MHe-IHo+seed",
+    }
+    assert set(scored(who=contestants(dense=None)).columns) == {
+        "seed M",
         "MHo-IHo",
         "MHe-IHo",
         "MHo-IHo+seed",
         "MHe-IHo+seed",
-    )
-    assert [row.domain for row in table.rows] == ["easy", "mid", "hard"]
-    for row in table.rows:
-        assert set(row.perplexity) == set(row.bits_per_byte) == set(table.columns)
+    }
 
 
-def test_a_single_models_measures_are_those_of_its_labels():
-    scores = domain_scores("easy")
-    results = compute_results([scores], run="tiny", seed=SEED, schemes=SCHEMES)
-    labels = scores.test.by_model[SEED].astype(np.float64)
-    measure = results.domains[0].models[SEED]
-    assert measure.perplexity == pytest.approx(math.exp(-labels.mean()), rel=1e-12)
-    nats = -math.fsum(labels)
-    assert measure.bits_per_byte == pytest.approx(nats / math.log(2) / 480, rel=1e-12)
+def test_a_domain_says_what_it_is() -> None:
+    found = scored("hard")
+    assert (found.role, found.round, found.difficulty) == ("trained", 1, "difficult")
+    assert (found.num_documents, found.num_labels, found.num_bytes) == (4, 120, 480)
+    text = domain_text("hard")
+    expected = math.exp(-text.dev.by_model[SEED].astype(np.float64).mean())
+    assert found.seed_dev_perplexity == pytest.approx(expected)
+    other = scored("news", role="held-out")
+    assert (other.role, other.round, other.difficulty) == ("held-out", None, None)
 
 
-def test_the_posterior_ensemble_telescopes_window_by_window():
-    scores = domain_scores("easy")
-    results = compute_results([scores], run="tiny", seed=SEED, schemes=SCHEMES)
-    matrix = scores.test.matrix([EASY, HARD, MIDDLE]).reshape(3, 6, 20).sum(axis=2)
+def test_a_single_models_measures_are_those_of_its_labels() -> None:
+    labels = domain_text().test.by_model[SEED].astype(np.float64)
+    found = scored()
+    assert found.models[SEED] == found.columns["seed M"]
+    assert found.models[SEED].perplexity == pytest.approx(math.exp(-labels.mean()), rel=1e-12)
+    bits = -math.fsum(labels) / math.log(2) / 480
+    assert found.models[SEED].bits_per_byte == pytest.approx(bits, rel=1e-12)
+    assert set(found.models) == set(MODELS)
+
+
+def test_a_schemes_column_telescopes_window_by_window() -> None:
+    matrix = domain_text().test.matrix([EASY, HARD, MIDDLE]).reshape(3, WINDOWS, LENGTH).sum(2)
     total = np.logaddexp.reduce(matrix - math.log(3), axis=0).sum()
-    posterior = results.domains[0].schemes["MHo-IHo"].posterior
-    assert posterior.perplexity == pytest.approx(math.exp(-total / 120), rel=1e-12)
+    found = scored()
+    assert found.columns["MHo-IHo"].perplexity == pytest.approx(math.exp(-total / 120), rel=1e-12)
+    assert found.columns["MHo-IHo"] == found.schemes["MHo-IHo"].modes["posterior"]
 
 
 @settings(max_examples=20, deadline=None)
 @given(rng_seed=st.integers(0, 10_000))
-def test_with_the_seed_an_ensemble_loses_at_most_log_4_a_window_to_it(rng_seed):
-    scores = domain_scores("easy", rng_seed)
-    results = compute_results([scores], run="tiny", seed=SEED, schemes=SCHEMES)
-    ensemble = results.domains[0].schemes["MHo-IHo"].posterior_with_seed
-    bound = results.domains[0].models[SEED].perplexity * math.exp(math.log(4) / 20)
-    assert ensemble.perplexity <= bound * (1 + 1e-9)
+def test_with_the_seed_a_column_loses_at_most_log_of_its_members_a_window_to_it(rng_seed) -> None:
+    found = scored(rng_seed=rng_seed)
+    seed = found.columns["seed M"].perplexity
+    for column, members in (("MHo-IHo+seed", 4), ("MHe-IHo+seed", 4), ("dense+seed", 2)):
+        bound = seed * math.exp(math.log(members) / LENGTH)
+        assert found.columns[column].perplexity <= bound * (1 + 1e-9)
 
 
-def test_the_best_single_expert_is_chosen_on_dev_and_not_on_test():
-    good, bad = np.full(20, -1.0, np.float32), np.full(20, -2.0, np.float32)
-    starts = np.array([0])
-    scores = DomainScores(
-        "easy",
-        dev=ShardScores({EASY: good, HARD: bad}, starts, 80),
-        test=ShardScores({EASY: bad, HARD: good}, starts, 80),
-    )
-    assert best_on_dev(scores, [HARD, EASY]) == EASY
+@settings(max_examples=20, deadline=None)
+@given(rng_seed=st.integers(0, 10_000))
+def test_an_average_is_never_worse_than_the_mean_of_its_members_losses(rng_seed) -> None:
+    found = scored(rng_seed=rng_seed)
+    losses = [math.log(found.models[name].perplexity) for name in (EASY, HARD, MIDDLE)]
+    average = found.schemes["MHo-IHo"].modes["average"].perplexity
+    assert math.log(average) <= sum(losses) / 3 + 1e-9
 
 
-def test_the_best_single_column_shows_an_experts_own_perplexity():
-    results = results_of("easy", "mid")
-    for row, domain in zip(result_table(results).rows, results.domains, strict=True):
-        assert row.best_single == domain.best_single != SEED
-        expected = domain.models[domain.best_single].perplexity
-        assert row.perplexity["best single"] == expected
-
-
-def test_schemes_tie_where_they_trained_the_same_expert():
-    tied = (("MHo-IHo", "MHe-IHo"), ("MHo-IHo+seed", "MHe-IHo+seed"))
-    assert tied_columns("easy", SCHEMES) == tied
-    assert tied_columns("hard", SCHEMES) == ()
-
-
-def test_on_a_domain_nobody_trained_on_only_equal_schemes_tie():
-    assert tied_columns("held-out", SCHEMES) == ()
-    assert tied_columns("held-out", {"A": SCHEMES["MHo-IHo"], "B": SCHEMES["MHo-IHo"]}) == (
-        ("A", "B"),
-        ("A+seed", "B+seed"),
-    )
-
-
-def test_ties_are_exact_where_all_members_are_the_same():
-    scores = [domain_scores("easy")]
-    same = {"MHo-IHo": SCHEMES["MHo-IHo"], "MHe-IHo": SCHEMES["MHo-IHo"]}
-    row = result_table(compute_results(scores, run="t", seed=SEED, schemes=same)).rows[0]
-    assert row.perplexity["MHo-IHo"] == row.perplexity["MHe-IHo"]
-
-
-def test_the_order_of_domains_in_a_scheme_changes_nothing():
-    reordered = {scheme: dict(reversed(experts.items())) for scheme, experts in SCHEMES.items()}
-    one = compute_results([domain_scores("easy")], run="t", seed=SEED, schemes=SCHEMES)
-    other = compute_results([domain_scores("easy")], run="t", seed=SEED, schemes=reordered)
-    assert result_table(one) == result_table(other)
-
-
-def test_results_json_holds_every_mode_in_full_precision():
-    results = results_of("easy")
-    loaded = json.loads(results_json(results))
-    assert ResultTable.model_validate(loaded["table"]) == result_table(results)
-    scheme = loaded["domains"][0]["schemes"]["MHe-IHo"]
-    assert set(scheme) == {
-        "average",
-        "posterior",
-        "dev_prior_posterior",
-        "average_with_seed",
-        "posterior_with_seed",
-        "dev_prior_posterior_with_seed",
-        "best_single",
+def test_every_mode_is_there_with_and_without_the_seed_and_its_top_k() -> None:
+    names = {
+        mode + top + seed
+        for mode in MODES
+        for top in ("", " top-1", " top-2")
+        for seed in ("", "+seed")
     }
-    exact = results.domains[0].schemes["MHe-IHo"].average.perplexity
-    assert scheme["average"]["perplexity"] == exact
-    assert loaded["schemes"]["MHe-IHo"]["hard"] == LONG_HARD
+    assert set(scored().schemes["MHo-IHo"].modes) == names
 
 
-def test_the_rendered_table_is_aligned_and_names_ties_and_the_geometric_mean():
-    table = ResultTable(
-        columns=("seed M", "MHo-IHo", "MHe-IHo"),
-        rows=(
-            TableRow(
-                domain="geography",
-                perplexity={"seed M": 100.0, "MHo-IHo": 20.0, "MHe-IHo": 20.0},
-                bits_per_byte={"seed M": 2.0, "MHo-IHo": 1.0, "MHe-IHo": 1.0},
-                best_single="geography-ffn512-1a2b3c4d",
-                tied=(("MHo-IHo", "MHe-IHo"),),
-            ),
-            TableRow(
-                domain="go",
-                perplexity={"seed M": 4.0, "MHo-IHo": 5.0, "MHe-IHo": 1.25},
-                bits_per_byte={"seed M": 0.5, "MHo-IHo": 0.25, "MHe-IHo": 1.0},
-                best_single="go-ffn512-1a2b3c4d",
-            ),
-        ),
+def test_a_top_k_of_as_many_as_there_are_is_left_out() -> None:
+    pair = contestants(members={"MHo-IHo": (EASY, HARD)}, experts={"MHo-IHo": {"easy": EASY}})
+    modes = scored(who=pair).schemes["MHo-IHo"].modes
+    assert "posterior top-1" in modes
+    assert "posterior top-2" not in modes
+    assert "posterior top-2+seed" in modes
+
+
+def test_weight_averages_are_modes_beside_the_ensembles() -> None:
+    labels = np.full(120, -2.0, np.float32)
+    found = scored(weight_averages={"MHo-IHo": {"average of weights, uniform": labels}})
+    average = found.schemes["MHo-IHo"].modes["average of weights, uniform"]
+    assert average.perplexity == pytest.approx(math.exp(2))
+    assert average.bits_per_byte == pytest.approx(240 / math.log(2) / 480)
+    assert "average of weights, uniform" not in found.schemes["MHe-IHo"].modes
+
+
+def test_the_best_single_is_chosen_on_dev_and_the_oracle_on_test() -> None:
+    text = domain_text()
+    flat = {name: np.full(120, -9.0) for name in MODELS}
+    dev = ShardScores({**flat, EASY: np.full(120, -1.0)}, text.dev.starts, text.dev.documents, 480)
+    test = ShardScores(
+        {**flat, HARD: np.full(120, -1.0)}, text.test.starts, text.test.documents, 480
     )
-    text = render_table(table)
-    lines = text.splitlines()
-    assert lines[1:5] == [
-        "domain          seed M   MHo-IHo   MHe-IHo",
-        "geography       100.00     20.00=    20.00=",
-        "go                4.00      5.00      1.25",
-        "geometric mean   20.00     10.00      5.00",
+    found, _ = score_domain(DomainText("easy", "trained", dev, test), contestants())
+    assert (found.schemes["MHo-IHo"].best_single, found.schemes["MHo-IHo"].oracle) == (EASY, HARD)
+    assert found.schemes["MHe-IHo"].oracle == EASY, "of equals the first by name"
+    assert best_on(dev, [MIDDLE, HARD]) == HARD
+
+
+def test_the_oracle_may_be_an_expert_that_others_followed() -> None:
+    later = contestants(
+        members={"MHo-IHo": (HARD,)}, experts={"MHo-IHo": {"easy": EASY, "hard": HARD}}
+    )
+    text = domain_text()
+    test = ShardScores(
+        {**text.test.by_model, EASY: np.full(120, -0.5)},
+        text.test.starts,
+        text.test.documents,
+        480,
+    )
+    found, _ = score_domain(DomainText("easy", "trained", text.dev, test), later)
+    assert found.schemes["MHo-IHo"].oracle == EASY
+    assert found.schemes["MHo-IHo"].best_single == HARD
+
+
+def test_schemes_tie_where_they_trained_the_same_expert() -> None:
+    tied = (("MHo-IHo", "MHe-IHo"), ("MHo-IHo+seed", "MHe-IHo+seed"))
+    assert tied_columns("easy", contestants()) == tied
+    assert tied_columns("hard", contestants()) == ()
+
+
+def test_on_a_domain_nobody_trained_on_only_equal_ensembles_tie() -> None:
+    assert tied_columns("news", contestants()) == ()
+    same = contestants(
+        members={"A": (EASY, HARD), "B": (EASY, HARD)},
+        experts={"A": {"easy": EASY, "hard": HARD}, "B": {"easy": EASY, "hard": HARD}},
+    )
+    assert tied_columns("news", same) == (("A", "B"), ("A+seed", "B+seed"))
+
+
+def test_along_lineages_whole_ensembles_tie_and_not_experts_that_went_on() -> None:
+    experts = {"A": {"easy": EASY, "hard": HARD}, "B": {"easy": EASY, "hard": WIDE_HARD}}
+    differ = contestants(members={"A": (HARD,), "B": (WIDE_HARD,)}, experts=experts)
+    assert tied_columns("easy", differ) == (), "the expert of easy is a member of neither"
+    same = contestants(members={"A": (HARD,), "B": (HARD,)}, experts=experts)
+    assert tied_columns("easy", same) == (("A", "B"), ("A+seed", "B+seed"))
+
+
+def test_equal_ensembles_have_exactly_equal_columns() -> None:
+    members = (EASY, HARD)
+    same = contestants(
+        members={"A": members, "B": members},
+        experts={"A": {"easy": EASY}, "B": {"hard": HARD}},
+    )
+    found = scored(who=same)
+    assert found.columns["A"] == found.columns["B"]
+    assert found.schemes["A"].modes == found.schemes["B"].modes
+
+
+def test_every_contestant_meets_its_like_and_the_seed() -> None:
+    assert set(compared_pairs(contestants())) == {
+        ("MHe-IHo", "MHo-IHo"),
+        ("MHe-IHo+seed", "MHo-IHo+seed"),
+        ("MHo-IHo", "dense"),
+        ("MHe-IHo", "dense"),
+        ("MHo-IHo+seed", "dense+seed"),
+        ("MHe-IHo+seed", "dense+seed"),
+        ("dense", "seed M"),
+        ("dense+seed", "seed M"),
+        ("MHo-IHo", "seed M"),
+        ("MHe-IHo", "seed M"),
+        ("MHo-IHo+seed", "seed M"),
+        ("MHe-IHo+seed", "seed M"),
+    }
+    assert len(set(compared_pairs(contestants(dense=None)))) == 6
+
+
+def test_groups_are_own_held_out_and_all_domains() -> None:
+    texts = [
+        domain_text("easy", 0),
+        domain_text("hard", 1),
+        domain_text("news", 2, role="held-out"),
     ]
-    assert "go: go-ffn512-1a2b3c4d" in text
-    assert "by construction" in text
+    both = [score_domain(text, contestants()) for text in texts]
+    found = compare_all([one for one, _ in both], [sums for _, sums in both], contestants())
+    sizes = {one.where: one.num_domains for one in found}
+    assert sizes == {"easy": 1, "hard": 1, "news": 1, "own": 2, "held-out": 1, "all": 3}
+    cells = {(one.a, one.b, one.where): one for one in found}
+    tie = cells["MHe-IHo", "MHo-IHo", "easy"]
+    assert tie.verdict == "tie"
+    for one in found:
+        difference = 100 * math.log(
+            both[0][0].columns[one.a].perplexity / both[0][0].columns[one.b].perplexity
+        )
+        if one.where == "easy":
+            assert one.difference == pytest.approx(difference)
+
+
+def test_without_held_out_domains_there_is_no_such_group() -> None:
+    both = [score_domain(domain_text("easy"), contestants())]
+    found = compare_all([one for one, _ in both], [sums for _, sums in both], contestants())
+    assert {one.where for one in found} == {"easy", "own", "all"}

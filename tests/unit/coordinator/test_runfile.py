@@ -59,7 +59,8 @@ def test_every_problem_is_listed_with_its_key_and_value(write_run):
          "listen.num_heads: unknown key; num_heads belongs in [shape]"),
         ("[widths]", "zzz = 1\n[widths]",
          "shape.zzz: unknown key; "
-         "expected one of context_length, hidden_size, num_heads, num_layers"),
+         "expected one of context_length, hidden_size, norm_eps, num_heads, num_kv_heads, "
+         "num_layers, rope_theta, tied_embeddings"),
         ('"cooking/*.txt", document', '"cooking/*.txt", exclud = [], document',
          "domains.cooking.sources[0].exclud: unknown key; did you mean exclude?"),
         ('name = "small"', 'name = "small"\n[listn]', "listn: unknown key; did you mean listen?"),
@@ -73,6 +74,7 @@ def test_an_unknown_key_names_the_nearest_known_one(write_run, old, new, expecte
     ("old", "new", "words"),
     [
         ("num_heads = 2", "num_heads = 3", ["hidden_size 16", "num_heads 3"]),
+        ("num_heads = 2", "num_heads = 2\nnum_kv_heads = 3", ["num_kv_heads 3", "num_heads 2"]),
         ("M = 24", "M = 16", ["S 16", "M 16"]),
         ("context_length = 32", "context_length = 31",
          ["seed.recipe: sequence_length 32", "recipe: sequence_length 32", "31"]),
@@ -82,6 +84,9 @@ def test_an_unknown_key_names_the_nearest_known_one(write_run, old, new, expecte
         ("schedule_steps = 12", "schedule_steps = 7",
          ["plan.homogeneous_steps: 8", "recipe.schedule_steps 7"]),
         ("schedule_steps = 12", "", ["recipe.schedule_steps: missing"]),
+        ("[widths]", "[own_data]\nsteps = 8\n[widths]",
+         ["own_data.harm_percent: missing, expected a number above 0 up to 1000"]),
+        ("[tokenizer]", "[trust]\nenrolment = 'some'\n[tokenizer]", ["'open' or 'invite'"]),
         ("schedule_steps = 12", 'schedule_steps = 12\nschedule = "annealed"',
          ["schedule_steps: 12", "annealed"]),
         ("schedule_steps = 12", 'schedule = "annealed"\nwarmup = 1',
@@ -91,6 +96,8 @@ def test_an_unknown_key_names_the_nearest_known_one(write_run, old, new, expecte
         ('["MHo-IHo", "MHe-IHo"]', '["MHo-IHo", "MHo-IHe"]', ["plan", "steps None", "MHo-IHe"]),
         ('["MHo-IHo", "MHe-IHo"]', '["MHo-IHo", "MHo-IHo"]', ["plan.schemes", "once"]),
         ("[domains.drama]", "[domains.general]", ["domains.general", "another"]),
+        ("[domains.drama]", "[domains.own]", ["domains.own", "group of domains", "another"]),
+        ("[domains.drama]", '[domains."cooking.rehearsed"]', ["rehearses for cooking", "another"]),
         ("[domains.drama]", "[domains.drama]\nmin_chars = 9\nmax_chars = 8",
          ["domains.drama", "min_chars 9", "max_chars 8"]),
         ("[domains.drama]\nsources = [{path = \"drama/*.txt\", document = \"split:(?m)^#\"}]",
@@ -108,6 +115,15 @@ def test_contradictions_are_refused_with_both_values(write_run, old, new, words)
     text = "\n".join(problems(write_run((old, new))))
     for word in words:
         assert word in text
+
+
+def test_weights_of_seeds_that_were_trained_apart_are_not_averaged(write_run):
+    wanted = ("[seed]", "[evaluation]\nweight_averages = true\n[seed]")
+    found = problems(write_run(wanted, ('"nested"', '"per-size"')))
+    assert len(found) == 1
+    assert "evaluation.weight_averages" in found[0]
+    assert "per-size" in found[0]
+    load_run_file(write_run(wanted))
 
 
 def test_several_contradictions_are_listed_together(write_run):

@@ -165,6 +165,28 @@ def test_after_running_out_of_memory_a_worker_must_offer_more_than_before():
     assert isinstance(ask(index(item, worker("me", memory=2.0)), "me"), Choice)
 
 
+def test_who_ran_out_of_memory_gets_smaller_work_until_more_is_free():
+    small, large = work("small", memory=0.3), work("large", memory=0.5, flops=2e9)
+    failed = frozenset({(GIGABYTE // 2, GIGABYTE)})
+    assert ask(index(small, large, worker("me")), "me").assignment == "large"
+    made = index(small, large, worker("me", ran_out=failed))
+    assert ask(made, "me").assignment == "small"
+    verdicts = made.why("me", now=0.0)
+    assert verdicts[0].obstacle.words == (
+        "needs 500 MB memory, you ran out of it on work of 500 MB with no less free than now"
+    )
+    with_more = worker("me", ran_out=failed, memory=1.1)
+    assert ask(index(small, large, with_more), "me").assignment == "large"
+
+
+def test_a_corrected_estimate_says_that_it_was_measured():
+    item = work("python", memory=2.0, memory_factors={"cpu": 1.25})
+    assert ask(index(item, worker("me")), "me") == NoWork(
+        "python expert: needs 2.00 GB free memory (1.25 of the estimate, as measured), "
+        "you have 1.00 GB"
+    )
+
+
 def test_a_seed_goes_to_trusted_workers_only():
     made = index(work("seed", needs_trust=True), worker("me", trusted=False))
     assert ask(made, "me") == NoWork(
@@ -306,3 +328,46 @@ def test_work_without_a_size_is_refused(flops):
 def test_a_worker_that_was_not_put_cannot_ask():
     with pytest.raises(KeyError):
         ask(index(work("a")), "nobody")
+
+
+def test_each_device_of_a_worker_is_counted_by_its_own_speed_and_end():
+    fast = worker("me", speed=1e9, busy_until=10.0, device_number=1)
+    made = index(work("python", flops=4e10), worker("me"), fast)
+    assert ask(made, "me") == NoWork(
+        "python expert: another of your devices is expected to finish it sooner (50 s; you 400 s)",
+        waits=True,
+    )
+    assert isinstance(ask(made, "me#1", now=10.0), Choice)
+    (verdict,) = made.why("me", now=0.0)
+    assert verdict.sooner == "me"
+    made.drop_worker("me#1")
+    assert isinstance(ask(made, "me"), Choice)
+
+
+def test_no_device_backs_up_another_one_of_its_worker_nor_of_the_backup_s():
+    fast = worker("me", speed=1e9, device_number=1)
+    straggler = running("a", "me", finish=1000.0)
+    assert isinstance(ask(index(worker("me", speed=1e7), fast, straggler), "me#1"), NoWork)
+    theirs = running("a", "other", finish=1000.0, backed_up=True)
+    mine = running("a+", "me", finish=900.0, backup_of="a")
+    assert isinstance(ask(index(worker("me", speed=1e7), fast, theirs, mine), "me#1"), NoWork)
+    assert isinstance(
+        ask(index(fast, theirs, running("a+", "third", finish=900.0)), "me#1"), Backup
+    )
+
+
+def test_what_a_worker_is_excluded_from_all_of_its_devices_are():
+    second = worker("me", device_number=1)
+    made = index(work("python", excluded=frozenset({"me"})), worker("me"), second)
+    assert "your earlier work on it was not accepted" in ask(made, "me#1").reason
+    assert "all 1 here" in made.deserted()
+    made.put_worker(worker("other"))
+    assert made.deserted() == ""
+    assert isinstance(ask(made, "other"), Choice)
+
+
+def test_memory_that_one_device_lacked_another_one_may_have():
+    second = worker("me", device_number=1)
+    made = index(work("python", ran_out={"me": 2 * GIGABYTE}), worker("me"), second)
+    assert isinstance(ask(made, "me"), NoWork)
+    assert ask(made, "me#1").assignment == "python"

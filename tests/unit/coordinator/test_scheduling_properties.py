@@ -39,6 +39,8 @@ def works(draw) -> Work:
         ran_out=draw(st.none() | st.dictionaries(st.sampled_from(NAMES), amounts, max_size=2)),
         not_before=draw(st.sampled_from([0.0, 0.0, 50.0, 150.0])),
         inputs=draw(st.frozensets(st.sampled_from("xyz"))),
+        curve=draw(st.sampled_from(["", "", "curve 1", "curve 2"])),
+        num_steps=draw(st.integers(1, 3)),
     )
 
 
@@ -203,3 +205,45 @@ def test_who_waits_is_told_so_and_who_cannot_is_told_what_lacks(series):
             assert len(verdicts) == len(work)
             assert answer.waits == any(verdict.obstacle is None for verdict in verdicts)
             assert not any(verdict.given for verdict in verdicts)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["curve 1", "curve 2", ""]), st.integers(1, 9), amounts),
+        min_size=1,
+        max_size=8,
+    ),
+    st.lists(candidates(), min_size=1, max_size=3),
+)
+def test_of_one_curve_nobody_is_given_the_longer_piece_before_a_shorter_one(pieces, workers):
+    index, work = Index(), {}
+    for number, (curve, steps, memory) in enumerate(pieces):
+        one = Work(
+            assignment=f"p{number}",
+            words="an expert",
+            flops=1e10 * steps,
+            memory_bytes=dict.fromkeys(("cpu", "cuda", "mps"), memory),
+            disk_bytes=0,
+            curve=curve,
+            num_steps=steps,
+        )
+        work[one.assignment] = one
+        index.put_work(one)
+    for candidate in workers:
+        index.put_worker(candidate)
+    for candidate in {one.worker: one for one in workers}.values():
+        for waits_since in (None, -1e20):
+            answer = index.choose(
+                candidate.worker, now=0.0, waits_since=waits_since, patience_seconds=30.0
+            )
+            if not isinstance(answer, Choice):
+                continue
+            given_work = work[answer.assignment]
+            shorter = [
+                one
+                for one in work.values()
+                if one.curve == given_work.curve != "" and one.num_steps < given_work.num_steps
+            ]
+            limited = [one for one in shorter if find_obstacle(one, candidate, now=0.0) is None]
+            assert not limited

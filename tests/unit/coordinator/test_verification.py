@@ -52,6 +52,20 @@ def test_the_same_likelihoods_are_never_accepted():
     assert isinstance(decide([comparison(0.0, spread=0.0)], rng_seed=1), Inconclusive)
 
 
+@pytest.mark.parametrize(
+    ("standard", "difference", "expected"),
+    [
+        ("any", 0.0, Accepted),
+        ("any", -0.2, Accepted),
+    ],
+)
+def test_what_is_only_measured_need_not_be_better(standard, difference, expected):
+    one = comparison(difference, spread=0.0 if difference == 0 else 0.05)
+    decision = decide([comparison(0.2), one], rng_seed=1, standard=standard)
+    assert isinstance(decision, expected)
+    assert "better" not in decision.reason
+
+
 def test_a_single_document_that_gained_does_not_carry_the_others():
     shard = comparison(0.0, spread=1.0)
     candidate = np.where(shard.documents == 0, shard.baseline + 5.0, shard.baseline)

@@ -1,5 +1,7 @@
 """Which work may be offered, and whom the scheduler may wait for."""
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.ledger.queries import AssignmentRow, Attempt, WorkerRow
@@ -119,6 +121,8 @@ def test_a_seed_needs_trust_and_starts_from_its_shard_alone(row, make):
     assert make_work(seed).inputs == {shard}
     expert = row(make.spec(parent=seed.spec.digest))
     assert not make_work(expert).needs_trust
+    trial = replace(row(make.spec(parent=seed.spec.digest)), schemes=("dense trial",))
+    assert make_work(trial).needs_trust, "nothing has to come of it for it to be accepted"
     assert make_work(expert).inputs == {shard}, "what the parent's weights are, nobody knows yet"
     weights = make.blob("weights").digest
     assert make_work(expert, parent_weights=weights).inputs == {shard, weights}

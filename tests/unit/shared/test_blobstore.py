@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from protocol.blobs import BlobRef, PieceList
 from protocol.digests import PIECE_BYTES, digest_bytes
-from shared.blobstore import BadBlob, BadPiece, BlobMissing, BlobStore, piece_list_of, runs
+from shared.blobs import BadBlob, BadPiece, BlobMissing, BlobStore, piece_list_of
 
 
 def _bytes(size: int, rng_seed: int = 0) -> bytes:
@@ -246,18 +245,11 @@ def test_any_order_and_any_interruption_give_the_same_blob(
     assert BlobStore(folder / "blobs").read(ref, max_bytes=len(data)) == data
 
 
-@given(st.sets(st.integers(0, 60)))
-def test_runs_are_gapless_and_cover_every_index(indices: set[int]) -> None:
-    found = runs(tuple(sorted(indices)))
-    assert [index for first, last in found for index in range(first, last + 1)] == sorted(indices)
-    assert all(last + 1 < first for (_, last), (first, _) in pairwise(found))
-
-
 WRITER = """
 import sys
 from pathlib import Path
 from protocol.blobs import PieceList
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
 store = BlobStore(Path(sys.argv[1]))
 source = Path(sys.argv[2])
 pieces = PieceList.model_validate_json(Path(sys.argv[3]).read_text())
@@ -318,7 +310,7 @@ def test_two_processes_may_write_the_same_blob_at_once(
 DRAFTER = """
 import sys
 from pathlib import Path
-from shared.blobstore import BlobStore
+from shared.blobs import BlobStore
 with BlobStore(Path(sys.argv[1]))._draft() as draft:
     draft.write_bytes(b"half")
     print("held", flush=True)
@@ -340,3 +332,19 @@ def test_drafts_of_a_living_process_stay_and_of_a_dead_one_go(store: BlobStore) 
         drafter.send_signal(signal.SIGKILL)
     BlobStore(store.root)
     assert list((store.root / "drafts").iterdir()) == []
+
+
+def test_arriving_blobs_leave_the_reserve_and_what_others_will_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(1).randbytes(2 * PIECE_BYTES)
+    source = BlobStore(tmp_path / "source")
+    first, second = source.add_bytes(data), source.add_bytes(data[1:])
+    store = BlobStore(tmp_path / "store", reserve_bytes=1000)
+    usage = type("Usage", (), {"free": first.size + second.size + 999})
+    monkeypatch.setattr("shared.blobs.store.shutil.disk_usage", lambda _: usage)
+    store.partial(first, source.pieces(first.digest))
+    with pytest.raises(OSError, match="bytes are free"):
+        store.partial(second, source.pieces(second.digest))
+    usage.free += 1
+    store.partial(second, source.pieces(second.digest))

@@ -12,11 +12,15 @@ from scipy.special import logsumexp
 from shared.ensemble import (
     bits_per_byte,
     cached_prior,
+    heaviest,
+    mixture,
     paired_interval,
     perplexity,
     posterior,
     posterior_ensemble,
     probability_average,
+    resampled_means,
+    running_sums,
 )
 
 Case = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -109,6 +113,71 @@ def test_windows_do_not_touch_each_other(case: Case) -> None:
         assert np.allclose(labels[begin:end], posterior_ensemble(rows[:, begin:end], [0], prior))
 
 
+@given(cases())
+def test_running_sums_and_a_prior_are_the_posterior_ensemble(case: Case) -> None:
+    rows, starts, prior = case
+    assert np.allclose(
+        mixture(rows, running_sums(rows, starts) + prior[:, None] + 7.0),
+        posterior_ensemble(rows, starts, prior),
+        rtol=0,
+        atol=1e-9,
+    )
+
+
+@given(cases(), st.integers(0, 3))
+def test_the_top_of_as_many_as_there_are_is_the_whole_ensemble(case: Case, more: int) -> None:
+    rows, starts, prior = case
+    whole = posterior_ensemble(rows, starts, prior)
+    assert np.array_equal(posterior_ensemble(rows, starts, prior, top_k=len(rows) + more), whole)
+    assert heaviest(prior, len(rows) + more) == list(range(len(rows)))
+
+
+@given(cases(), st.integers(1, 5))
+def test_the_top_k_are_a_distribution_over_the_k_heaviest(case: Case, top_k: int) -> None:
+    rows, starts, prior = case
+    weights = posterior(rows, starts, prior)
+    kept = posterior(rows, starts, prior, top_k=top_k)
+    assert np.allclose(kept.sum(axis=0), 1)
+    assert (np.count_nonzero(kept, axis=0) >= 1).all()
+    smallest = np.sort(weights, axis=0)[-min(top_k, len(rows))]
+    assert (weights[kept > 0] >= np.broadcast_to(smallest, kept.shape)[kept > 0] * 0.999).all()
+    left_out = (kept == 0) & (weights > 0)
+    assert (weights[left_out] <= np.broadcast_to(smallest, kept.shape)[left_out] * 1.001).all()
+    mixed = np.log(np.sum(kept * np.exp(rows), axis=0))
+    assert np.allclose(posterior_ensemble(rows, starts, prior, top_k=top_k), mixed)
+
+
+@given(cases(), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_the_order_of_experts_does_not_change_the_top_k(case: Case, top_k: int, random) -> None:
+    rows, starts, prior = case
+    order = list(range(len(rows)))
+    random.shuffle(order)
+    assert np.allclose(
+        posterior_ensemble(rows[order], starts, prior[order], top_k=top_k),
+        posterior_ensemble(rows, starts, prior, top_k=top_k),
+        rtol=0,
+        atol=1e-6,
+    )
+    assert {order[index] for index in heaviest(prior[order], top_k)} == set(heaviest(prior, top_k))
+
+
+@given(cases(), st.integers(1, 4), st.integers(1, 4))
+def test_the_top_of_identical_experts_is_that_expert(case: Case, copies: int, top_k: int) -> None:
+    rows, starts, _ = case
+    same = np.tile(rows[:1], (copies, 1))
+    ensemble = posterior_ensemble(same, starts, top_k=top_k)
+    assert np.allclose(ensemble, rows[0], rtol=0, atol=1e-9)
+
+
+def test_experts_that_tie_for_the_last_place_all_count() -> None:
+    rows = np.asarray([[-1.0, -1.0], [-2.0, -1.0], [-3.0, -1.0]])
+    weights = posterior(rows, [0], top_k=1)
+    assert np.allclose(weights[:, 0], 1 / 3)
+    assert np.allclose(weights[:, 1], [1, 0, 0])
+    assert heaviest(np.log([0.25, 0.5, 0.25]), 2) == [0, 1, 2]
+    assert heaviest(np.log([0.25, 0.5, 0.25]), 1) == [1]
+
+
 def test_three_experts_cost_at_most_a_thousandth_of_a_nat_a_token_over_a_long_window() -> None:
     rows = np.full((3, 1024), -5.0)
     rows[0] = -1.0
@@ -166,6 +235,7 @@ def test_early_windows_keep_their_weight_in_the_cached_prior() -> None:
         (lambda: posterior_ensemble([[0.0, 1.0]], [0, 0]), "starts"),
         (lambda: posterior_ensemble([[0.0], [1.0]], [0], [0.0, 0.0]), "log_prior"),
         (lambda: posterior_ensemble([[0.0], [1.0]], [0], [0.0]), "log_prior"),
+        (lambda: posterior_ensemble([[0.0], [1.0]], [0], top_k=0), "top_k 0"),
         (lambda: cached_prior([[0.0]], [0], decay=0.0), "decay"),
         (lambda: cached_prior([[0.0]], [0], max_windows=0), "max_windows"),
         (lambda: cached_prior(np.empty((2, 0)), []), "no labels"),
@@ -203,6 +273,21 @@ def test_an_interval_surrounds_its_mean_and_repeats() -> None:
     wide = interval(a, b, documents, confidence=0.99)
     assert wide[0] < low
     assert wide[2] > high
+
+
+def test_differences_of_resampled_columns_are_the_paired_interval() -> None:
+    rng = np.random.default_rng(2)
+    documents = np.repeat(np.arange(30), rng.integers(1, 9, 30))
+    a, b = rng.random((2, len(documents)))
+    sums = np.stack([np.bincount(documents, weights=column) for column in (a, b)], axis=1)
+    counts = np.bincount(documents).astype(np.float64)
+    means = resampled_means(sums, counts, rng_seed=3, num_resamples=500)
+    assert means.shape == (500, 2)
+    low, high = np.quantile(means[:, 0] - means[:, 1], [0.025, 0.975])
+    assert interval(a, b, documents) == pytest.approx((low, (a - b).mean(), high))
+    assert not np.array_equal(
+        means, resampled_means(sums, counts, rng_seed=[3, 1], num_resamples=500)
+    )
 
 
 def test_labels_of_one_document_do_not_count_as_independent() -> None:

@@ -24,6 +24,15 @@ SHAPE = ModelShape(
     ffn_width=24,
     context_length=16,
 )
+GROUPED = SHAPE.model_copy(
+    update={
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "rope_theta": 500_000.0,
+        "norm_eps": 1e-5,
+        "tied_embeddings": True,
+    }
+)
 INPUTS = torch.arange(2, 22).reshape(2, 10)
 
 
@@ -36,10 +45,11 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_names_and_forms_are_those_of_the_real_model() -> None:
-    model = models.build(SHAPE, rng_seed=0)
-    real = {name: ("F32", tuple(p.shape)) for name, p in model.state_dict().items()}
-    assert real == model_tensors(SHAPE)
+@pytest.mark.parametrize("shape", [SHAPE, GROUPED], ids=["plain", "grouped"])
+def test_names_and_forms_are_those_of_the_real_model(shape: ModelShape) -> None:
+    model = models.build(shape, rng_seed=0)
+    real = {name: ("F32", tuple(p.shape)) for name, p in model.named_parameters()}
+    assert real == model_tensors(shape)
 
 
 def test_a_seed_decides_the_weights_and_nothing_else_does() -> None:
@@ -57,18 +67,20 @@ def test_a_seed_decides_the_weights_and_nothing_else_does() -> None:
     assert (first["model.norm.weight"] == 1).all()
 
 
-def test_a_fresh_model_computes_what_the_librarys_own_does() -> None:
-    ours = models.build(SHAPE, rng_seed=0)
-    theirs = type(ours)(models.llama_config(SHAPE))
+@pytest.mark.parametrize("shape", [SHAPE, GROUPED], ids=["plain", "grouped"])
+def test_a_fresh_model_computes_what_the_librarys_own_does(shape: ModelShape) -> None:
+    ours = models.build(shape, rng_seed=0)
+    theirs = type(ours)(models.llama_config(shape))
     theirs.load_state_dict(ours.state_dict())
     assert torch.equal(logits(ours), logits(theirs))
 
 
-def test_a_saved_model_loads_bit_for_bit(tmp_path: Path) -> None:
-    model = models.build(SHAPE, rng_seed=0)
+@pytest.mark.parametrize("shape", [SHAPE, GROUPED], ids=["plain", "grouped"])
+def test_a_saved_model_loads_bit_for_bit(tmp_path: Path, shape: ModelShape) -> None:
+    model = models.build(shape, rng_seed=0)
     models.save(model, tmp_path / "m.safetensors")
-    check_file(tmp_path / "m.safetensors", model_tensors(SHAPE))
-    loaded = models.load(tmp_path / "m.safetensors", SHAPE)
+    check_file(tmp_path / "m.safetensors", model_tensors(shape))
+    loaded = models.load(tmp_path / "m.safetensors", shape)
     before = weights(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(loaded).items())
     assert torch.equal(logits(model), logits(loaded))

@@ -60,6 +60,11 @@ def test_a_written_shard_reads_back(lists, tmp_path_factory: pytest.TempPathFact
     assert path.read_bytes() == first
 
 
+def test_a_vocabulary_from_elsewhere_has_its_own_bos(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s", [(np.asarray([0, 7]), 5), (np.asarray([0, 1]), 5)], vocab_size=8)
+    assert Shard.read(tmp_path / "s", vocab_size=8).bos_id == 0
+
+
 def test_a_large_vocabulary_takes_wider_tokens(tmp_path: Path) -> None:
     path = tmp_path / "shard"
     write_shard(path, [(np.asarray([1, 99_999]), 5)], vocab_size=100_000)
@@ -108,11 +113,13 @@ def test_a_file_of_other_tensors_is_no_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "match"), [([1, -1], "-1"), ([2, 3], "begins with 2"), ([1, 256], "id 256")]
+    ("tokens", "match"),
+    [([1, -1], "-1"), ([7, 3], "document 1 begins with 7"), ([1, 256], "id 256")],
 )
 def test_what_could_not_be_read_is_not_written(tmp_path: Path, tokens, match: str) -> None:
+    documents = [(np.asarray([1, 5]), 1), (np.asarray(tokens), 1)]
     with pytest.raises(ShardError, match=match):
-        write_shard(tmp_path / "s", [(np.asarray(tokens), 1)], vocab_size=VOCAB)
+        write_shard(tmp_path / "s", documents, vocab_size=VOCAB)
     assert not (tmp_path / "s").exists()
 
 

@@ -1,12 +1,15 @@
 """Counts that a real model confirms, and how the estimates move."""
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from protocol.specs import ExpertSpec, ModelShape
+from protocol.specs import ExpertSpec, Lora, ModelShape
 from shared import model as models
 from shared.sizing import (
+    adapter_parameters,
     checkpoint_bytes,
     disk_bytes,
     expert_bytes,
@@ -28,9 +31,16 @@ DEMO = ModelShape(
 )
 
 shapes = st.builds(
-    lambda heads, size, **other: ModelShape(num_heads=heads, hidden_size=2 * heads * size, **other),
-    heads=st.integers(1, 3),
+    lambda groups, kv_heads, size, **other: ModelShape(
+        num_heads=groups * kv_heads,
+        num_kv_heads=kv_heads,
+        hidden_size=2 * groups * kv_heads * size,
+        **other,
+    ),
+    groups=st.integers(1, 3),
+    kv_heads=st.integers(1, 3),
     size=st.integers(1, 4),
+    tied_embeddings=st.booleans(),
     vocab_size=st.integers(4, 40),
     num_layers=st.integers(1, 3),
     ffn_width=st.integers(1, 20),
@@ -42,6 +52,28 @@ def spec_of(make, shape: ModelShape, **changes: object) -> ExpertSpec:
     return make.spec().model_copy(update={"shape": shape, **changes})
 
 
+LORA = Lora(rank=8, alpha=8.0)
+
+
+def test_an_adapter_costs_its_own_gradients_moments_and_bytes_alone(make) -> None:
+    full = spec_of(make, DEMO, kind="expert", parent="0" * 64)
+    adapted = full.model_copy(update={"trains": "lora", "lora": LORA})
+    trained = adapter_parameters(DEMO, LORA)
+    tokens = full.train.tokens_per_step
+    # Forward and through the frozen matrices, without gradients of their own.
+    saved = 2.0 * matmul_parameters(DEMO) * tokens
+    assert step_flops(adapted) == step_flops(full) - saved + 6.0 * trained * tokens
+    assert checkpoint_bytes(adapted) - checkpoint_bytes(full) == 12 * (
+        trained - num_parameters(DEMO)
+    )
+    assert 0 < expert_bytes(adapted) - expert_bytes(full) - 4 * trained < 100_000
+    assert disk_bytes(adapted) < disk_bytes(full)
+    memory = [training_memory_bytes(spec, device="cpu") for spec in (adapted, full)]
+    assert memory[0] < memory[1]
+    wider = adapted.model_copy(update={"lora": Lora(rank=32, alpha=8.0)})
+    assert step_flops(wider) - step_flops(adapted) == 18.0 * trained * tokens
+
+
 @pytest.mark.parametrize("ffn_width", [1, 48])
 def test_parameters_are_those_of_the_real_model(ffn_width: int) -> None:
     shape = DEMO.model_copy(update={"ffn_width": ffn_width, "num_layers": 2})
@@ -51,6 +83,19 @@ def test_parameters_are_those_of_the_real_model(ffn_width: int) -> None:
     assert matmul_parameters(shape) == sum(
         p.numel() for name, p in model.named_parameters() if p.dim() == 2 and name not in outside
     )
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes)
+def test_counts_are_those_of_the_library_for_any_shape(shape: ModelShape) -> None:
+    with torch.device("meta"):
+        model = LlamaForCausalLM(models.llama_config(shape))
+    forms = {name: ("F32", tuple(p.shape)) for name, p in model.named_parameters()}
+    assert model_tensors(shape) == forms
+    assert num_parameters(shape) == model.num_parameters()
+    used = {"lm_head.weight": model.lm_head.weight, **dict(model.named_parameters())}
+    matrices = [p for name, p in used.items() if p.dim() == 2 and "embed_tokens" not in name]
+    assert matmul_parameters(shape) == sum(p.numel() for p in matrices)
 
 
 @given(shapes)

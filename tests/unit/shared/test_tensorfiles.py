@@ -19,7 +19,7 @@ from shared.tensorfiles import (
     check_finite,
     max_bytes,
     model_tensors,
-    optimizer_tensors,
+    moments_of,
     read_header,
     read_tensors,
     write_tensors,
@@ -212,9 +212,9 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "t"]
 
 
-def test_optimizer_tensors_are_two_for_each_weight(make) -> None:
+def test_moments_are_two_for_each_weight(make) -> None:
     shape = make.spec().shape
-    weights, moments = model_tensors(shape), optimizer_tensors(shape)
+    weights, moments = model_tensors(shape), moments_of(model_tensors(shape))
     assert len(moments) == 2 * len(weights)
     for name, form in weights.items():
         assert moments[f"exp_avg.{name}"] == moments[f"exp_avg_sq.{name}"] == form

@@ -4,16 +4,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from worker.calibrate import UnknownDevice, choose_device, measured_spec
-from worker.capability import CapabilityError, probe, refresh
+from worker.calibrate import UnknownDevice, choose_device
+from worker.capability import Calibration, CapabilityError, probe, refresh
+from worker.timing import fixed_step, in_words, spec_of
 
 
 def test_a_probe_measures_this_machine_within_its_caps(tmp_path: Path) -> None:
     cap = 300_000_000
-    found = probe(
+    probed = probe(
         device="cpu", num_threads=1, memory_bytes=cap, folder=tmp_path / "not" / "there" / "yet"
     )
+    found = probed.capability
+    assert probed.steps == (in_words(spec_of(fixed_step("cpu"))),)
     assert found.device == "cpu"
     assert found.device_name
     assert found.num_threads == 1
@@ -37,7 +41,7 @@ def test_a_device_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
 def test_threads_that_the_machine_does_not_have_are_refused(
     tmp_path: Path, num_threads: int
 ) -> None:
-    with pytest.raises(CapabilityError, match=f"num_threads {num_threads}"):
+    with pytest.raises(CapabilityError, match=f"--threads {num_threads}"):
         probe(device="cpu", num_threads=num_threads, memory_bytes=None, folder=tmp_path)
 
 
@@ -55,6 +59,12 @@ def test_a_gpus_memory_is_not_mistaken_for_the_systems(make, tmp_path: Path) -> 
     assert refresh(gpu, memory_bytes=1_000, folder=tmp_path).free_memory_bytes == 1_000
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
+def test_a_gpu_that_is_not_there_is_refused_with_what_is(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="'cuda:7': this machine has cpu; leave out --device"):
+        probe(device="cuda:7", num_threads=1, memory_bytes=None, folder=tmp_path)
+
+
 def test_auto_takes_a_device_that_there_is() -> None:
     assert choose_device("cpu") == "cpu"
     assert choose_device("auto") == choose_device(choose_device("auto"))
@@ -62,5 +72,33 @@ def test_auto_takes_a_device_that_there_is() -> None:
         choose_device("abacus")
 
 
+def test_a_probe_measures_with_the_steps_on_offer_that_fit_its_caps(make, tmp_path: Path) -> None:
+    small, large = make.spec().step_shape, make.spec(ffn_width=10**6).step_shape
+    probed = probe(
+        device="cpu",
+        num_threads=1,
+        memory_bytes=600_000_000,
+        folder=tmp_path,
+        calibration=Calibration(on_offer=(small, large)),
+    )
+    assert probed.steps == (in_words(make.spec()),)
+    assert probed.capability.flops_per_second > 1e6
+
+
+def test_steps_on_offer_that_end_the_measuring_child_keep_no_machine_from_joining(
+    make, tmp_path: Path
+) -> None:
+    shape = make.spec().shape.model_copy(update={"vocab_size": 2})
+    deadly = make.spec().step_shape.model_copy(update={"shape": shape})
+    probed = probe(
+        device="cpu",
+        num_threads=1,
+        memory_bytes=None,
+        folder=tmp_path,
+        calibration=Calibration(on_offer=(deadly,)),
+    )
+    assert probed.steps == (in_words(spec_of(fixed_step("cpu"))),)
+
+
 def test_a_gpu_is_measured_with_larger_kernels_than_a_cpu() -> None:
-    assert measured_spec("cuda").shape.hidden_size > measured_spec("cpu").shape.hidden_size
+    assert fixed_step("cuda").shape.hidden_size > fixed_step("cpu").shape.hidden_size

@@ -6,12 +6,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from protocol import PROTOCOL_VERSION
 from protocol.digests import digest_value
 from protocol.errors import HTTP_STATUS, ErrorBody, ErrorCode
 from protocol.messages import LeaseRequest, RegisterRequest, RegistrationStatement, RunInfo
+from protocol.versions import HEADER
 from shared.identity import Identity, verify
-from worker.client import CoordinatorClient, new_request_id
-from worker.errors import CoordinatorBusy, CoordinatorUnreachable, Refused
+from worker.client import CoordinatorClient, new_request_id, server_seconds
+from worker.errors import CoordinatorBusy, CoordinatorUnreachable, NotACoordinator, Refused
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -25,7 +27,7 @@ def info_of(identity: Identity) -> RunInfo:
     return RunInfo(
         run="tiny",
         coordinator=identity.peer_id,
-        protocol_version=1,
+        protocol_version=PROTOCOL_VERSION,
         software_version="0",
         bootstrap=(),
         server_time=1.0,
@@ -54,9 +56,18 @@ async def test_every_refusal_keeps_its_code_and_its_words(
         lambda _: httpx.Response(HTTP_STATUS[code], content=body.model_dump_json()),
     )
     with pytest.raises(Refused, match="because") as refused:
-        await client.run_info()
+        await client.own_data_terms()
     assert (refused.value.code, refused.value.body) == (code, body)
     assert refused.value.exit_code == 4
+
+
+async def test_another_part_of_a_coordinator_is_told_as_the_wrong_address(
+    identity: Identity,
+) -> None:
+    body = ErrorBody(code=ErrorCode.NOT_FOUND, message="no such route")
+    client = client_of(identity, lambda _: httpx.Response(404, content=body.model_dump_json()))
+    with pytest.raises(NotACoordinator, match="is a path too much, or is it the port for blobs"):
+        await client.run_info()
 
 
 @pytest.mark.parametrize("code", LATER)
@@ -117,7 +128,6 @@ async def test_every_error_of_the_transport_is_one_of_ours(
         httpx.Response(200, json={"run": "tiny"}),
         httpx.Response(200, json=[]),
         httpx.Response(204),
-        httpx.Response(301, headers={"location": "https://elsewhere/"}),
         httpx.Response(404, html="<p>not found</p>"),
         httpx.Response(429, text="slow down"),
         httpx.Response(502, text="bad gateway"),
@@ -128,7 +138,7 @@ async def test_every_error_of_the_transport_is_one_of_ours(
 async def test_an_answer_that_is_none_of_ours_says_what_was_expected(
     identity: Identity, answer: httpx.Response
 ) -> None:
-    with pytest.raises(CoordinatorUnreachable, match="is this an HDEE coordinator of protocol 1"):
+    with pytest.raises(CoordinatorUnreachable, match="is this an HDEE coordinator of protocol 2"):
         await client_of(identity, lambda _: answer).run_info()
 
 
@@ -162,7 +172,7 @@ async def test_a_registration_signs_the_nonce_and_its_token_goes_with_later_call
         "heartbeat_seconds": 1.0,
     }
     client = client_of(identity, answer)
-    assert client.headers == {}
+    assert client.headers == {HEADER: str(PROTOCOL_VERSION)}
     await client.register(
         info_of(identity), make.capability(), name="anna", invite=None, maddrs=("/ip4/1.2.3.4",)
     )
@@ -176,7 +186,7 @@ async def test_a_registration_signs_the_nonce_and_its_token_goes_with_later_call
         worker=identity.peer_id,
         nonce="ab" * 32,
         capability=digest_value(make.capability()),
-        protocol_version=1,
+        protocol_version=PROTOCOL_VERSION,
     )
     assert verify(identity.peer_id, sent.signature, statement.signed_bytes())
     assert "authorization" not in seen[1].headers
@@ -187,3 +197,24 @@ async def test_a_registration_signs_the_nonce_and_its_token_goes_with_later_call
 
 def test_request_ids_differ() -> None:
     assert len({new_request_id() for _ in range(100)}) == 100
+
+
+async def test_the_time_of_an_answer_is_known_and_how_much_of_it_was_the_coordinators(
+    identity: Identity,
+) -> None:
+    headers = {"Server-Timing": "app;dur=12.5"}
+    body = info_of(identity).model_dump_json()
+    client = client_of(identity, lambda _: httpx.Response(200, content=body, headers=headers))
+    assert (client.round_trip_seconds, client.server_seconds) == (None, None)
+    await client.run_info()
+    assert client.round_trip_seconds is not None
+    assert client.server_seconds == 0.0125
+    before = client.round_trip_seconds
+    headers.clear()
+    await client.run_info()
+    assert (client.round_trip_seconds, client.server_seconds) == (before, 0.0125)
+
+
+@pytest.mark.parametrize("header", ["", "app", "app;dur=", "app;dur=-1", "app;dur=1e9", "db;dur=1"])
+def test_a_time_that_makes_no_sense_is_none(header: str) -> None:
+    assert server_seconds(header) is None

@@ -27,6 +27,15 @@ def test_loss_and_gradients_are_those_of_full_logits(rows: int) -> None:
     assert torch.allclose(ours[1], weight.grad, atol=1e-4)
 
 
+def test_a_label_too_unlikely_for_a_float_costs_its_logits_difference() -> None:
+    hidden = torch.tensor([[300.0], [-300.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0], [0.5]])
+    loss = cross_entropy(hidden, weight, torch.tensor([1, 0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(600.0)
+    assert torch.allclose(hidden.grad, torch.tensor([[1.0], [-1.0]]))
+
+
 def test_a_frozen_output_embedding_gets_no_gradient() -> None:
     hidden = torch.randn(4, 8, requires_grad=True)
     weight = torch.randn(16, 8)

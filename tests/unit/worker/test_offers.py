@@ -4,6 +4,7 @@ import pytest
 
 from protocol.blobs import BlobRef
 from protocol.messages import Offer, Parent
+from protocol.specs import Lora
 from worker.offers import problem_of
 
 
@@ -52,11 +53,39 @@ def test_an_inflated_parent_is_not_downloaded(make, offer):
     assert "parent model.safetensors" in problem_of(inflated, make.capability())
 
 
+def with_lora(make, offer, width):
+    lora = {"trains": "lora", "lora": Lora(rank=4, alpha=8.0)}
+    shape = offer.spec.shape.model_copy(update={"ffn_width": width})
+    return offer.model_copy(
+        update={"spec": offer.spec.model_copy(update={**lora, "shape": shape}), "resume": None}
+    )
+
+
+def test_an_adapter_is_trained_on_a_parent_of_its_own_width(make, offer):
+    assert problem_of(with_lora(make, offer, 64), make.capability()) is None
+    narrower = with_lora(make, offer, 48)
+    assert "FFN 64, expected 48, as an adapter" in problem_of(narrower, make.capability())
+
+
+def test_a_resumed_adapter_comes_without_a_model(make, offer):
+    adapted = with_lora(make, offer, 64)
+    resume = offer.resume.model_copy(update={"spec": adapted.spec.digest})
+    words = problem_of(adapted.model_copy(update={"resume": resume}), make.capability())
+    assert "resume: files ('model.safetensors'" in words
+    first, *others = resume.files
+    files = (first.model_copy(update={"name": "adapter.safetensors"}), *others)
+    small = adapted.model_copy(update={"resume": resume.model_copy(update={"files": files})})
+    assert problem_of(small, make.capability()) is None
+    inflated = larger(small.resume, "adapter.safetensors", 10**8)
+    words = problem_of(adapted.model_copy(update={"resume": inflated}), make.capability())
+    assert "resume adapter.safetensors: 100000000 bytes" in words
+
+
 def test_what_does_not_fit_on_the_disk_is_not_taken(make, offer):
     capability = make.capability().model_copy(update={"free_disk_bytes": 1000})
-    assert "1000 are free" in problem_of(offer, capability)
+    assert "needs 4 MB of disk, 0 MB are free" in problem_of(offer, capability)
     huge = offer.model_copy(update={"shard": BlobRef(digest="0" * 64, size=2**37)})
-    assert "bytes of disk" in problem_of(huge, make.capability())
+    assert " of disk, " in problem_of(huge, make.capability())
 
 
 def test_a_checkpoint_of_another_spec_is_not_resumed(make, offer):

@@ -1,7 +1,5 @@
 """What the volunteer reads: the offer, the progress line, and lines that stay."""
 
-import io
-import sys
 from datetime import datetime
 
 import pytest
@@ -24,11 +22,6 @@ EVENT = {
     "tokens_per_second": 5120.4,
     "eta_seconds": 13.2,
 }
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(
@@ -64,27 +57,15 @@ def test_progress_is_one_line_with_step_speed_time_loss_and_what_is_durable() ->
     )
 
 
-def test_on_a_terminal_progress_is_redrawn_in_place_and_a_line_that_stays_goes_below(
-    monkeypatch: pytest.MonkeyPatch,
+def test_lines_have_no_escape_codes_and_progress_comes_once_in_a_while(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = Terminal()
-    monkeypatch.setattr(sys, "stdout", out)
     screen = TextScreen("anna")
     screen.progress(EVENT, durable_step=30)
     screen.progress(EVENT, durable_step=30)
     screen.say("one\ntwo")
-    assert out.getvalue().count("\x1b[K") == 1, "not more often than the eye can follow"
-    assert out.getvalue().endswith("step 30\n[anna] one\n[anna] two\n")
-
-
-def test_where_there_is_no_terminal_lines_have_no_escape_codes(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    screen = TextScreen("")
-    screen.progress(EVENT, durable_step=30)
-    screen.progress(EVENT, durable_step=30)
-    screen.say("done")
-    assert capsys.readouterr().out == progress_line(EVENT, durable_step=30) + "\ndone\n"
+    line = progress_line(EVENT, durable_step=30)
+    assert capsys.readouterr().out == f"[anna] {line}\n[anna] one\n[anna] two\n"
 
 
 def test_an_offer_says_what_will_run_why_here_and_every_byte_that_comes(make) -> None:
@@ -117,3 +98,21 @@ def test_an_offer_says_what_will_run_why_here_and_every_byte_that_comes(make) ->
     text = describe_offer(follow_up, make.capability())
     assert "20 steps, from step 7 [" in text
     assert f"down {megabytes(3_000_000 + 5_000_000 + 3 * 1000)}, up" in text
+
+
+def test_own_text_is_not_fetched_and_no_training_checkpoint_on_it_leaves(make) -> None:
+    offer = Offer(
+        assignment="a" + "0" * 16,
+        fencing=1,
+        expires_in=20.0,
+        spec=make.spec(),
+        shard=make.blob("own", 3_000_000),
+        parent=None,
+        resume=None,
+        checkpoint_seconds=5.0,
+        reason="it is on your own data",
+    )
+    text = describe_offer(offer, make.capability(), own_shards=(offer.shard.digest,))
+    assert "down 0.0 MB, up" in text
+    assert "training checkpoint" not in text
+    assert "only weights leave this machine" in text

@@ -7,13 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.exchange.rates import SLOWEST_RATE
+from shared.maddrs import tcp_address
 from worker.settings import (
     MAX_STAY_SECONDS,
     BadSetting,
     JoinSettings,
     default_folder,
+    parse_announce,
     parse_bytes,
+    parse_checkpoint_every,
     parse_duration,
+    parse_listen,
+    parse_rate,
 )
 
 
@@ -51,6 +57,16 @@ def test_a_stay_that_is_none_is_refused_with_an_example(text):
         parse_duration(text)
 
 
+def test_the_local_cadence_is_read_with_its_unit():
+    assert parse_checkpoint_every("30s") == 30.0
+
+
+@pytest.mark.parametrize("text", ["", "30", "0.5s", "2h", "often"])
+def test_a_local_cadence_that_is_none_is_refused_with_an_example(text):
+    with pytest.raises(BadSetting, match=r"--checkpoint-every .* such as 30s or 2m"):
+        parse_checkpoint_every(text)
+
+
 @given(st.text("0123456789.dhms ", max_size=30))
 def test_any_text_is_a_stay_or_a_bad_setting(text):
     with contextlib.suppress(BadSetting):
@@ -83,3 +99,75 @@ def test_each_coordinator_has_its_own_folder():
     first, second = default_folder("http://127.0.0.1:1"), default_folder("http://127.0.0.1:2")
     assert first != second
     assert Path.home() in first.parents
+
+
+@pytest.mark.parametrize(
+    ("text", "maddr"),
+    [
+        ("203.0.113.7:4001", "/ip4/203.0.113.7/tcp/4001"),
+        ("[2001:db8::7]:4001", "/ip6/2001:db8::7/tcp/4001"),
+        ("[::ffff:203.0.113.7]:4001", "/ip4/203.0.113.7/tcp/4001"),
+        ("my.example.org:65535", "/dns/my.example.org/tcp/65535"),
+    ],
+)
+def test_an_address_to_announce_becomes_a_multiaddress(text, maddr):
+    assert parse_announce(text) == maddr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "4001", "203.0.113.7", "203.0.113.7:", "203.0.113.7:0", "203.0.113.7:65536", ":4001"),
+        *("2001:db8::7:4001", "[203.0.113.7]:4001", "0.0.0.0:4001", "300.1.1.1:4001", "a b:4001"),
+        *("/ip4/203.0.113.7/tcp/4001", "my.example.org:http", "a/tcp/1/p2p/x:4001"),
+    ],
+)
+def test_an_address_that_nobody_can_dial_is_refused_with_an_example(text):
+    with pytest.raises(BadSetting, match=r"--announce .* such as 203\.0\.113\.7:4001"):
+        parse_announce(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_address_to_announce_or_a_bad_setting(text):
+    with contextlib.suppress(BadSetting):
+        assert tcp_address(parse_announce(text)).port
+
+
+@pytest.mark.parametrize("text", ["/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/4001", "/ip4/10.0.0.9/tcp/1"])
+def test_an_address_to_listen_at_is_taken_as_it_is(text):
+    assert parse_listen(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "4001", "0.0.0.0:4001", "/ip4/0.0.0.0", "/ip4/0.0.0.0/udp/4001/quic-v1", "/dns/a/tcp/1"],
+)
+def test_an_address_that_no_peer_can_listen_at_is_refused_with_an_example(text):
+    with pytest.raises(BadSetting, match=r"--listen .* such as /ip4/0\.0\.0\.0/tcp/4001"):
+        parse_listen(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2MB", 2e6), ("500 KB/s", 5e5), ("1.5GB", 1.5e9), ("40000", 4e4)]
+)
+def test_a_rate_is_bytes_a_second(text, expected):
+    assert parse_rate("--upload", text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "2", "0", "-2MB", "fast", "2MB/h", "9KB"])
+def test_a_rate_that_is_none_or_too_low_for_any_transfer_is_refused_by_its_flag(text):
+    with pytest.raises(BadSetting, match=r"--download .* such as 2MB; at least 33KB"):
+        parse_rate("--download", text)
+
+
+@given(st.text("0123456789.KMGTB/s ", max_size=40))
+def test_any_text_is_a_rate_or_a_bad_setting(text):
+    with contextlib.suppress(BadSetting):
+        assert parse_rate("--upload", text) >= SLOWEST_RATE
+
+
+def test_without_libp2p_there_is_nothing_to_announce(tmp_path):
+    with pytest.raises(BadSetting, match="--announce with --http-only"):
+        JoinSettings(
+            url="http://127.0.0.1:1", folder=tmp_path, http_only=True, announce=("/dns/a/tcp/1",)
+        )

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from worker.tasks import background, unless_stopped
+from worker.tasks import Turns, background, unless_stopped
 
 
 async def forever():
@@ -50,3 +50,18 @@ async def test_a_background_task_ends_with_its_block():
     async with background(until_cancelled()):
         await asyncio.sleep(0)
     assert ended.is_set()
+
+
+async def test_turns_are_one_at_a_time_for_a_name_and_others_do_not_wait():
+    turns, order = Turns(), []
+
+    async def work(name, word):
+        async with turns.at(name):
+            order.append(f"{word} begins")
+            await asyncio.sleep(0.01)
+            order.append(f"{word} ends")
+
+    await asyncio.gather(work("a", "one"), work("a", "two"))
+    assert order == ["one begins", "one ends", "two begins", "two ends"]
+    async with turns.at("a"):
+        await asyncio.wait_for(work("b", "three"), 5)

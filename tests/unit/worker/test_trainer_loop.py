@@ -16,9 +16,9 @@ from shared.ensemble import perplexity
 from shared.likelihood import label_log_likelihoods
 from shared.shards import BOS_ID, Shard, ShardError, write_shard
 from shared.tensorfiles import TensorFileError, read_tensors, write_tensors
+from shared.training.assignment import BadInput, TrainerAssignment
 from worker.trainer import loop
-from worker.trainer.assignment import BadInput, TrainerAssignment
-from worker.trainer.main import classify
+from worker.trainer.failures import classify
 
 Assign = Callable[..., TrainerAssignment]
 
@@ -92,6 +92,7 @@ def test_a_training_finishes_with_an_expert_that_has_learned(make, assign: Assig
         "loss",
         "tokens_per_second",
         "eta_seconds",
+        "peak_memory_bytes",
     }
     assert events[-1]["event"] == "finished"
     assert events[-1]["step"] == state.step == 60
@@ -119,6 +120,10 @@ def test_a_nested_seed_learns_at_every_width(make, assign: Assign, shard: Path, 
         assert after < before / 3
 
 
+GROUPED = {"num_heads": 4, "num_kv_heads": 2, "tied_embeddings": True, "rope_theta": 5e5}
+
+
+@pytest.mark.parametrize("changes", [{}, GROUPED], ids=["plain", "grouped"])
 @pytest.mark.parametrize(
     ("trains", "frozen"),
     [
@@ -128,13 +133,20 @@ def test_a_nested_seed_learns_at_every_width(make, assign: Assign, shard: Path, 
     ],
 )
 def test_frozen_tensors_stay_bit_equal_to_the_parents(
-    make, assign: Assign, tmp_path: Path, capsys, trains: str, frozen: tuple[str, ...]
+    make,
+    assign: Assign,
+    tmp_path: Path,
+    capsys,
+    trains: str,
+    frozen: tuple[str, ...],
+    changes: dict[str, object],
 ) -> None:
-    wide = make.spec(ffn_width=96).shape
+    wide = make.spec(ffn_width=96).shape.model_copy(update=changes)
     parent = tmp_path / "parent.safetensors"
     models.save(models.build(wide, rng_seed=9), parent)
     spec = make.spec(parent="0" * 64, ffn_width=64, num_steps=3)
-    spec = spec.model_copy(update={"trains": trains})
+    shape = wide.model_copy(update={"ffn_width": 64})
+    spec = spec.model_copy(update={"trains": trains, "shape": shape})
     assignment = assign(spec, parent=str(parent), parent_shape=wide)
     run(assignment, stop_at=2)
     stopped = said(capsys)
@@ -265,7 +277,7 @@ def test_a_training_that_diverges_stops_without_a_checkpoint(
     )
     with pytest.raises(loop.Diverged, match="step 0") as caught:
         run(assignment)
-    assert classify(caught.value) == "trainer_failed"
+    assert classify(caught.value) == "diverged"
     assert list((tmp_path / "work" / "checkpoints").iterdir()) == []
 
 

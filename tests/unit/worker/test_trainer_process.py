@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protocol.specs import ExpertSpec
+from protocol.manifests import files_of
+from protocol.specs import ExpertSpec, Lora
+from shared import model as models
 from shared.compute import compute_environment
 from shared.shards import BOS_ID, write_shard
+from shared.training.assignment import TrainerAssignment
 from worker.trainer import loop
-from worker.trainer.assignment import TrainerAssignment
 from worker.trainer.checkpoint import read_state
 
 Event = dict[str, object]
@@ -135,6 +137,37 @@ def test_mishap_after_mishap_ends_bit_for_bit_as_if_there_had_been_none(
     )
     assert 0 < full["step"] < killed["step"] <= saved["step"] < spec.train.num_steps
     assert interrupted == whole
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_training_of_adapters_goes_on_from_its_checkpoint_and_parent(
+    assignment: TrainerAssignment, make, tmp_path: Path
+) -> None:
+    spec = make.spec(parent="0" * 64, num_steps=300)
+    spec = spec.model_copy(update={"trains": "lora", "lora": Lora(rank=4, alpha=8.0)})
+    parent = tmp_path / "parent.safetensors"
+    models.save(models.build(spec.shape, rng_seed=5), parent)
+    begun = assignment.model_copy(
+        update={"spec": spec, "parent": str(parent), "parent_shape": spec.shape}
+    )
+    with training(begun) as child:
+        killed = wait_for(child, "checkpoint")
+        child.send_signal(signal.SIGKILL)
+        assert child.wait(30) == -signal.SIGKILL
+    with training(begun, resume=str(killed["folder"])) as child:
+        assert wait_for(child, "started")["step"] == killed["step"]
+        *_, last = events(child)
+    assert last["event"] == "finished"
+    straight = begun.model_copy(update={"folder": str(tmp_path / "straight")})
+    loop.run(
+        loop.load(straight),
+        folder=Path(straight.folder),
+        checkpoint_seconds=3600.0,
+        stopping=lambda: False,
+    )
+    for name in files_of("expert", spec):
+        resumed, whole = (tmp_path / root / "expert" / name for root in ("work", "straight"))
+        assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_a_bad_assignment_is_an_event_that_names_the_field(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.mixing`."""
+
+from benchmarks.mixing.main import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.scoring`."""
+
+from benchmarks.scoring.main import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.transfer`."""
+
+from benchmarks.transfer.main import main
+
+main()

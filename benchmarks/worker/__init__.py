@@ -1,0 +1,1 @@
+"""What a volunteer's worker costs its owner, and the run."""

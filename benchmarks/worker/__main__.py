@@ -1,0 +1,5 @@
+"""`python -m benchmarks.worker`."""
+
+from benchmarks.worker.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Mixtures of a run's experts and of others: opened, made, compared, by the operator's verbs."""

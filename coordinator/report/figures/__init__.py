@@ -1,0 +1,1 @@
+"""The figures of a report: pure functions from values to PNG, by matplotlib without a screen."""

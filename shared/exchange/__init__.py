@@ -1,0 +1,1 @@
+"""How blobs travel: over libp2p streams and over HTTP, from several sources, by the piece."""

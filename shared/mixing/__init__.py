@@ -1,0 +1,1 @@
+"""Experts that were trained apart become one heterogeneous mixture of experts."""

@@ -1,0 +1,1 @@
+"""How the verbs of `hdee-worker` reach the worker that runs: one socket, one question each."""

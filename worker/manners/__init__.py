@@ -1,0 +1,1 @@
+"""When this machine may train: its owner comes first."""
