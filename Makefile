@@ -5,8 +5,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+JOBS ?= 2
 
-.PHONY: demo test slow soak check lint clean help
+.PHONY: demo test slow soak search check lint clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +15,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make slow    the tests that take minutes each"
 	@echo "make soak    what is too long for every change: a real pretrained model (93 MB are fetched), a storm of ten minutes"
+	@echo "make search  properties with other examples each time, and a thousand of each"
 	@echo "make check   what CI runs: linters, types, import contracts, demo, tests"
 	@echo "make lint    linters, types and import contracts alone"
 	@echo "make clean   removes .venv, caches and the demo's folder"
@@ -33,8 +35,8 @@ demo: $(STAMP)
 	@$(BIN)/python scripts/demo.py
 
 test: $(STAMP)
-	@echo "== tests: unit, integration with real peers, and a swarm of real processes"
-	@$(BIN)/python -m pytest
+	@echo "== tests: unit, integration with real peers, and a swarm of real processes, $(JOBS) files at a time"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 slow: $(STAMP)
 	@echo "== slow tests: the api killed twenty times in the middle of a thousand requests each"
@@ -43,6 +45,10 @@ slow: $(STAMP)
 soak: $(STAMP)
 	@echo "== soak tests: a real pretrained model from its package (93 MB), a storm of ten minutes over three workers"
 	@$(BIN)/python -m pytest -m soak
+
+search: $(STAMP)
+	@echo "== search: new examples, and more of them, for every property"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --hypothesis-profile=search tests/unit tests/state
 
 lint: $(STAMP)
 	@echo "== formatting, lint, types, import contracts"

@@ -31,9 +31,11 @@ from protocol.manifests import CheckpointManifest, ManifestFile
 from protocol.specs import ExpertSpec, ModelShape, TrainSpec
 from shared.identity import Identity
 
-hypothesis.settings.register_profile("any-machine", deadline=None)
-hypothesis.settings.load_profile("any-machine")
-"""No example is wrong for being slow: machines are, too."""
+hypothesis.settings.register_profile("every-change", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("every-change")
+"""No example is wrong for being slow: machines are, too. A change is judged by the same examples
+each time; `make search` looks for new ones."""
 
 HEARTBEAT_SECONDS = 10.0
 

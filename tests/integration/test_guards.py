@@ -38,12 +38,12 @@ def _validator(swarm: Any, name: str, **changes: Any) -> SignedRecordValidator:
     )
 
 
-def _record(owner: str, **changes: Any) -> DHTRecord:
+def _record(owner: str, *, ttl: float = TTL_SECONDS, **changes: Any) -> DHTRecord:
     facts = {
         "key": KEY,
         "subkey": MSGPackSerializer.dumps(owner),
         "value": MSGPackSerializer.dumps({"m": [], "n": 123}),
-        "expiration_time": now() + TTL_SECONDS,
+        "expiration_time": now() + ttl,
     }
     return DHTRecord(**(facts | changes))
 
@@ -73,10 +73,10 @@ def test_a_member_s_own_record_is_accepted_and_stripped_to_its_payload(
 @pytest.mark.parametrize(
     "spoiled",
     [
-        {"expiration_time": now() - 3600},
-        {"expiration_time": now() + MAX_TTL_SECONDS + 3600},
-        {"expiration_time": float("inf")},
-        {"expiration_time": float("nan")},
+        {"ttl": -3600},
+        {"ttl": MAX_TTL_SECONDS + 3600},
+        {"ttl": float("inf")},
+        {"ttl": float("nan")},
         {"value": b"\xc1"},
         {"value": b"\xdf\xff\xff\xff\xff"},
         {"value": b"x" * (MAX_RECORD_BYTES + 1)},

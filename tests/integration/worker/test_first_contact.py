@@ -1,8 +1,10 @@
 """What a volunteer is shown and asked before anything starts, by the real command."""
 
+import contextlib
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,19 @@ class Terminal:
         while self._read():
             pass
         return self.process.wait(120)
+
+    def interrupt(self) -> int:
+        """Ctrl-C, again as long as nothing happens, as people press it; its exit code.
+
+        Python 3.11 lets a first one lie when it comes after the question is shown and before the
+        read for the answer has begun.
+        """
+        for _ in range(6):
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+                return self.end()
+        raise AssertionError(f"Ctrl-C did not end it, which shows: {self.shown[-2000:]}")
 
     def close(self) -> None:
         os.close(self._ours)
@@ -168,8 +183,7 @@ def test_ctrl_c_at_the_question_ends_it_and_agrees_to_nothing(
     roles.open_assignment()
     asked = terminal("join", roles.url, "--folder", tmp_path / "anna")
     asked.until("[y/N]")
-    asked.process.send_signal(2)
-    assert asked.end() not in (0, None)
+    assert asked.interrupt() != 0
     assert "Traceback" not in asked.shown
     assert not (tmp_path / "anna" / "agreements.json").exists()
 
