@@ -36,7 +36,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "== tests: unit, integration with real peers, and a swarm of real processes, $(JOBS) files at a time"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)
 	@echo "== slow tests: the api killed twenty times in the middle of a thousand requests each"
