@@ -1,8 +1,9 @@
 """What keeps strangers' requests and records from harming a DHT node.
 
-hivemind 1.1 needs three guards of ours: nested msgpack extensions overflow its stack, its handlers
-take requests of any size, and its storage takes any record from anyone. Every node installs all
-three, the coordinator's included, because any libp2p peer may call it.
+hivemind 1.1 needs four guards of ours: nested msgpack extensions overflow its stack, its handlers
+take requests of any size, its storage takes any record from anyone, and any number of them under
+one key (`crowds`). Every node installs all four, the coordinator's included, because any libp2p
+peer may call it.
 
 A record of ours is a dictionary entry whose subkey is its owner's peer id and whose value is
 msgpack `[payload, signature, certificate]`: a node without these guards can read it too, and one
@@ -32,6 +33,7 @@ from protocol.records import (
     beacon_key,
 )
 from shared.identity import Identity, certificate_valid, verify
+from shared.swarm.crowds import bound_crowds
 
 CLOCK_SKEW_SECONDS = 10.0
 """How far a member's clock may be off before its records are refused."""
@@ -60,6 +62,7 @@ def prepare_hivemind() -> None:
     if not getattr(MSGPackSerializer, "hdee_guarded", False):
         MSGPackSerializer.hdee_guarded = True
         _guard_extension_depth()
+        bound_crowds()
 
 
 def _guard_extension_depth() -> None:

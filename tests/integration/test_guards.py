@@ -8,6 +8,7 @@ import msgpack
 import pytest
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord
 from hivemind.p2p import P2P, PeerID
 from hivemind.proto import dht_pb2
@@ -345,3 +346,17 @@ async def test_what_a_stock_node_serves_of_its_own_is_not_believed(
     member = await loopback_swarm.start("member")
     assert await member.announce_blob(REF)
     assert [peer for peer, _ in await attacker.victim.providers(REF.digest)] == [member.peer_id]
+
+
+async def test_how_long_a_stock_node_says_its_answer_is_does_not_end_a_search(
+    attacker: Attacker, loopback_swarm: Any
+) -> None:
+    member = await loopback_swarm.start("member")
+    asker = await loopback_swarm.start("asker")
+    assert await member.announce_blob(REF)
+    held: Any = DictionaryDHTValue()
+    held.frozen, held.maxsize = True, "long"
+    key = DHTID.generate(source=provider_key(REF.digest))
+    attacker.node.protocol.storage.store(key, held, now() + MAX_TTL_SECONDS)
+    assert attacker.node.protocol.storage.get(key).value is held
+    assert [peer for peer, _ in await asker.providers(REF.digest)] == [member.peer_id]
