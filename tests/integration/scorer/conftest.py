@@ -21,6 +21,7 @@ from protocol.messages import Submission
 from shared.blobs import BlobStore
 from shared.identity import Identity
 from shared.training.assignment import TrainerAssignment
+from tests.integration.scorer.bench import Bench
 from worker.trainer import loop
 
 RUN_FILE = """
@@ -288,3 +289,9 @@ def tiny(workshop, tmp_path):
     tiny = TinyRun(root, workshop / "trained")
     yield tiny
     tiny.ledger.close()
+
+
+@pytest.fixture
+def bench(tiny):
+    tiny.settle()
+    return Bench(tiny)
