@@ -15,6 +15,7 @@ from coordinator.ledger import queries
 from coordinator.ledger.queries import RunSnapshot
 from coordinator.planning.errors import PlanError
 from coordinator.planning.outlook import UTILISATION, Outlook, outlook
+from coordinator.pretrained.looking import given_vocabulary, prepared_vocabulary
 from coordinator.runfile import RunFile, load_run_file
 from coordinator.scoring.outcome import BudgetFacts
 from protocol.specs import ExpertSpec
@@ -28,7 +29,7 @@ def plan(
         bool,
         typer.Option(
             "--dry-run",
-            help="Reckon from the run file alone: parameters, FLOPs, memory, hours by GPU",
+            help="Reckon before anything is fetched: parameters, FLOPs, memory, hours by GPU",
         ),
     ] = False,
     database: Database = None,
@@ -42,7 +43,8 @@ def plan(
     run = load_run_file(run_file)
     snapshot = None if dry_run else _snapshot(run, database)
     try:
-        expected = outlook(run)
+        prepared = None if dry_run else prepared_vocabulary(run)
+        expected = outlook(run, prepared or given_vocabulary(run))
     except PlanError as error:
         raise VerbError(f"{run_file}: {error}") from error
     if format == "json":
@@ -151,8 +153,10 @@ def _show_costs(expected: Outlook) -> None:
             for row in expected.rows
         ],
     )
+    known = expected.vocabulary
+    show(f"\nvocabulary: {known.num_tokens:,} tokens, {known.source}")
     hours = ", ".join(f"{name} {_hours(value)}" for name, value in expected.hours.items())
-    show(f"\nall of it: {expected.flops:.3g} FLOPs. On one device at {UTILISATION:.0%} of its peak")
+    show(f"all of it: {expected.flops:.3g} FLOPs. On one device at {UTILISATION:.0%} of its peak")
     show(f"(an assumption): {hours}\n")
 
 

@@ -38,7 +38,16 @@ UTILISATION = 0.35
 """The share of its peak that a device is expected to reach: an assumption, not a measurement."""
 
 PLANNED_VOCABULARY = 32_000
-"""Reckoned with where a tokenizer's own vocabulary is not known before it is read."""
+"""Tokens that are reckoned with where nothing says yet how many there are."""
+
+
+@dataclass(frozen=True)
+class VocabularySize:
+    """How many tokens the run's models tell apart, and who says so, in words."""
+
+    num_tokens: int
+    source: str
+    assumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class Outlook:
     """What is to be trained, and for how long. `hours` maps a device to hours of one such device.
 
     `flops` are those of all of it, `search` the part of them that no compared budget contains.
-    `assumed` says which classes were made up, because no seed has measured them yet.
+    `assumed` says which classes were made up, because no seed has measured them yet. All numbers
+    are those of models with this `vocabulary`.
     """
 
     rows: Sequence[SpecRow]
@@ -72,13 +82,16 @@ class Outlook:
     flops: float
     hours: Mapping[str, float]
     assumed: bool
+    vocabulary: VocabularySize
 
 
-def outlook(run: RunFile) -> Outlook:
+def outlook(run: RunFile, vocabulary: VocabularySize | None = None) -> Outlook:
     """The run's plan on classes that are pinned, else made up: as many of each as there will be.
 
-    The adaptive scheme is taken to find equal slopes. Raises PlanError as planning would.
+    `vocabulary` is what was found beside the run file, None: nothing but that is known. The
+    adaptive scheme is taken to find equal slopes. Raises PlanError as planning would.
     """
+    vocabulary = vocabulary or _as_the_run_file_says(run)
     pins: dict[str, Difficulty] = {
         name: difficulty
         for name in run.trained
@@ -86,7 +99,7 @@ def outlook(run: RunFile) -> Outlook:
     }
     per_class = run.plan.rounds if run.plan.experts == "lineages" else None
     classes = classify(dict.fromkeys(run.trained, 2.0), pins, per_class=per_class)
-    prepared = _imagined(run, classes)
+    prepared = _imagined(run, classes, vocabulary.num_tokens)
     seeds = seed_specs(run, prepared)
     plan = _completed(run, prepared, seeds, classes)
     specs = [*dict.fromkeys(seeds.values()), *(spec for spec, _ in plan.assignments())]
@@ -98,7 +111,15 @@ def outlook(run: RunFile) -> Outlook:
         flops=flops,
         hours={name: flops / (peak * UTILISATION) / 3600 for name, peak in PEAK_FLOPS.items()},
         assumed=len(pins) < len(run.trained),
+        vocabulary=vocabulary,
     )
+
+
+def _as_the_run_file_says(run: RunFile) -> VocabularySize:
+    if run.tokenizer.vocab_size is not None:
+        return VocabularySize(run.tokenizer.vocab_size, "as the run file says")
+    given = run.tokenizer.model if run.seed.pretrained is None else run.seed.pretrained.path
+    return VocabularySize(PLANNED_VOCABULARY, f"assumed: {given} is not there yet", assumed=True)
 
 
 def _completed(
@@ -147,10 +168,9 @@ def _row(spec: ExpertSpec, count: int) -> SpecRow:
     )
 
 
-def _imagined(run: RunFile, classes: Mapping[str, Difficulty]) -> Prepared:
+def _imagined(run: RunFile, classes: Mapping[str, Difficulty], vocab_size: int) -> Prepared:
     """Shards of the right names, of which nothing but that is used."""
     numbers = itertools.count(1)
-    vocab_size = run.tokenizer.vocab_size or PLANNED_VOCABULARY
 
     def shard(name: str, split: Split) -> ShardManifest:
         return ShardManifest(

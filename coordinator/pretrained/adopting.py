@@ -33,11 +33,7 @@ def adopt(run: RunFile) -> Adopted | None:
         return None
     source = open_source(run.origin / run.seed.pretrained.path)
     anatomy = source.anatomy
-    problems = _shape_problems(run, anatomy)
-    if problems:
-        raise SourceError(
-            "the run file does not fit its pretrained seed:\n  " + "\n  ".join(problems)
-        )
+    check_shape(run, anatomy)
     given = run.tokenizer.model
     tokenizer = (
         source.tokenizer()
@@ -46,6 +42,15 @@ def adopt(run: RunFile) -> Adopted | None:
     )
     _check_vocabulary(open_vocabulary(tokenizer), anatomy)
     return Adopted(tokenizer, anatomy.shape.vocab_size, origin_of(source))
+
+
+def check_shape(run: RunFile, anatomy: Anatomy) -> None:
+    """Raises SourceError, which names each key, for a run file with other numbers than its seed."""
+    problems = _shape_problems(run, anatomy)
+    if problems:
+        raise SourceError(
+            "the run file does not fit its pretrained seed:\n  " + "\n  ".join(problems)
+        )
 
 
 def _shape_problems(run: RunFile, anatomy: Anatomy) -> list[str]:

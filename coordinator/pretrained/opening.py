@@ -4,7 +4,7 @@ from pathlib import Path
 
 from coordinator.pretrained.folder import Folder
 from coordinator.pretrained.gguf_file import GgufFile
-from coordinator.pretrained.source import Source, SourceError, check_tensors
+from coordinator.pretrained.source import Anatomy, Source, SourceError, check_tensors
 
 
 def open_source(path: Path) -> Source:
@@ -12,12 +12,22 @@ def open_source(path: Path) -> Source:
 
     Raises SourceError for what is neither, and for a model that is no Llama as we compute it.
     """
-    source: Source
-    if path.is_dir():
-        source = Folder(path)
-    elif path.suffix == ".gguf" and path.is_file():
-        source = GgufFile(path)
-    else:
-        raise SourceError(f"{path}: expected a Hugging Face directory or a .gguf file")
+    source = _source(path)
     check_tensors(source, str(path))
     return source
+
+
+def read_anatomy(path: Path) -> Anatomy:
+    """What the configuration of the model at `path` says; of its weights nothing is read.
+
+    Raises SourceError as `open_source` does, but for the weights.
+    """
+    return _source(path).anatomy
+
+
+def _source(path: Path) -> Source:
+    if path.is_dir():
+        return Folder(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return GgufFile(path)
+    raise SourceError(f"{path}: expected a Hugging Face directory or a .gguf file")
