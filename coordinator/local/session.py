@@ -14,10 +14,11 @@ from coordinator.folders import RunFolders
 from coordinator.ledger import Ledger, queries
 from coordinator.local.choosing import is_waiting, obstacles
 from coordinator.local.leases import LeaseLost, Leases
+from coordinator.local.pace import Pace
 from coordinator.local.scoring import LocalScoring
 from coordinator.local.screen import Screen
 from coordinator.local.slot import MAX_FAILURES, Bench, Slot, TrainingFails
-from coordinator.local.tally import Tally, line_of, seconds_left, tally
+from coordinator.local.tally import Tally, line_of, tally
 from coordinator.runfile import RunFile
 from coordinator.text.prepared import Prepared
 from protocol.capability import Capability, Device
@@ -101,7 +102,7 @@ class Session:
         self._scoring = LocalScoring(run, folders, prepared, ledger, now=now)
         self._idle_at: int | None = None
         """The version of the run for which the scorer had nothing left to do."""
-        self._first: tuple[float, Tally] | None = None
+        self._pace: Pace | None = None
 
     async def run(self, stopping: asyncio.Event) -> Outcome:
         """Goes on until the run is finished or cannot go on, or `stopping` is set.
@@ -165,13 +166,19 @@ class Session:
     def _show(self, phase: str, rows: tuple[queries.AssignmentRow, ...]) -> None:
         running = [(slot.lease.row, slot.event) for slot in self._slots if slot.lease is not None]
         standing = tally(rows, {row.assignment: event.get("step", 0) for row, event in running})
-        moment = time.monotonic()
-        if self._first is None and running:
-            self._first = moment, standing
-        left = None
-        if self._first is not None:
-            left = seconds_left(self._first[1], standing, moment - self._first[0])
+        left = self._seconds_left(standing)
         self._screen.live(line_of(phase, standing, left, running, self._scoring.doing))
+
+    def _seconds_left(self, standing: Tally) -> float | None:
+        """The clock starts with the first steps: what is done by then has no pace."""
+        if self._pace is None:
+            if any(slot.event.get("event") == "progress" for slot in self._slots):
+                self._pace = Pace.begin(standing, time.monotonic())
+            return None
+        leases = [slot.lease for slot in self._slots if slot.lease is not None]
+        first_steps = {lease.row.spec.curve: lease.first_step or 0 for lease in leases}
+        self._pace = self._pace.after(standing, first_steps)
+        return self._pace.seconds_left(standing, time.monotonic())
 
     async def _beat(self) -> None:
         while True:

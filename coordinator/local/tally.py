@@ -14,42 +14,65 @@ _TRAINED = (AssignmentState.SUBMITTED, AssignmentState.ACCEPTED)
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Steps and FLOPs of all curves, done and in all; a prefix that specs share counts once."""
+class Curve:
+    """Specs that differ in their last step alone: how far it is trained, and to where it goes.
 
-    steps: int
+    `step_flops` are those of one step.
+    """
+
+    step: int
     num_steps: int
-    flops: float
-    num_flops: float
+    step_flops: float
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Steps and FLOPs of all curves, done and in all; a prefix that specs share counts once.
+
+    `curves` has them by the name of the curve.
+    """
+
+    curves: Mapping[str, Curve]
     trained: int
     planned: int
+
+    @property
+    def steps(self) -> int:
+        """Steps that are done."""
+        return sum(curve.step for curve in self.curves.values())
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+        return sum(curve.num_steps for curve in self.curves.values())
+
+    @property
+    def flops(self) -> float:
+        """FLOPs that are done."""
+        return sum(curve.step * curve.step_flops for curve in self.curves.values())
+
+    @property
+    def num_flops(self) -> float:
+        """FLOPs in all."""
+        return sum(curve.num_steps * curve.step_flops for curve in self.curves.values())
 
 
 def tally(rows: Sequence[AssignmentRow], steps: Mapping[str, int]) -> Tally:
     """Of `rows`, where `steps` are those of the trainings under way, by assignment."""
-    ends: dict[str, tuple[int, int, float]] = {}
+    curves: dict[str, Curve] = {}
     to_train = [row for row in rows if row.spec.train.num_steps > 0 and row.backup_of is None]
     to_train = [row for row in to_train if row.state is not AssignmentState.CANCELLED]
     for row in to_train:
         last = row.spec.train.num_steps
         done = last if row.state in _TRAINED else min(steps.get(row.assignment, 0), last)
-        before = ends.get(row.spec.curve, (0, 0, 0.0))
-        reached = max(done, before[0]), max(last, before[1]), step_flops(row.spec)
-        ends[row.spec.curve] = reached
+        before = curves.get(row.spec.curve, Curve(0, 0, 0.0))
+        reached = max(done, before.step), max(last, before.num_steps)
+        curves[row.spec.curve] = Curve(*reached, step_flops(row.spec))
     return Tally(
-        steps=sum(done for done, _, _ in ends.values()),
-        num_steps=sum(last for _, last, _ in ends.values()),
-        flops=sum(done * each for done, _, each in ends.values()),
-        num_flops=sum(last * each for _, last, each in ends.values()),
+        curves=curves,
         trained=sum(row.state in _TRAINED for row in to_train),
         planned=len(to_train),
     )
-
-
-def seconds_left(first: Tally, now: Tally, seconds: float) -> float | None:
-    """For what is planned, at the pace since `first`, `seconds` ago; None before there is one."""
-    done = now.flops - first.flops
-    return None if done <= 0 else seconds * (now.num_flops - now.flops) / done
 
 
 def line_of(

@@ -8,7 +8,7 @@ import pytest
 from coordinator.ledger.assignments import AssignmentRow
 from coordinator.lifecycle import Assignment
 from coordinator.local.choosing import choose, is_waiting, obstacles
-from coordinator.local.tally import line_of, seconds_left, tally
+from coordinator.local.tally import line_of, tally
 from protocol.assignments import AssignmentState
 from protocol.specs import ExpertSpec
 
@@ -104,8 +104,6 @@ def test_a_prefix_that_specs_share_counts_once(make: Any) -> None:
     now = tally(rows, {"python-50": 40})
     assert now.steps == 40
     assert now.num_flops == pytest.approx(90 * now.flops / 40)
-    assert seconds_left(before, now, 5.0) == pytest.approx(25.0)
-    assert seconds_left(now, now, 5.0) is None
     event = {"step": 40, "loss": 2.0}
     assert line_of("training", now, 25.0, [(rows[1], event)]) == (
         "training: 1 of 3 trained, step 40 of 90, about 25 s left of what is planned, "
