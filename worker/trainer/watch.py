@@ -39,9 +39,16 @@ class Watch:
         )
 
     def tokens_per_second(self, state: TrainerState) -> float:
-        """Label tokens a second of this process's steps up to `state`."""
-        tokens = (state.step - self._first.step) * self._train.tokens_per_step
-        return tokens / max(state.train_seconds - self._first.train_seconds, 1e-9)
+        """Label tokens a second of this process's steps up to `state`.
+
+        Before it has made any: of those that earlier ones made; 0.0 where there are none.
+        """
+        steps, seconds = state.step - self._first.step, state.train_seconds
+        if steps > 0:
+            seconds -= self._first.train_seconds
+        else:
+            steps = state.step
+        return steps * self._train.tokens_per_step / max(seconds, 1e-9)
 
     def report(self, state: TrainerState) -> None:
         """Tells how far it is."""

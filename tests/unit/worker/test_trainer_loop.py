@@ -19,6 +19,7 @@ from shared.tensorfiles import TensorFileError, read_tensors, write_tensors
 from shared.training.assignment import BadInput, TrainerAssignment
 from worker.trainer import loop
 from worker.trainer.failures import classify
+from worker.trainer.watch import Watch
 
 Assign = Callable[..., TrainerAssignment]
 
@@ -177,6 +178,25 @@ def test_a_stop_at_the_resumed_step_keeps_that_checkpoint(make, assign: Assign, 
     run(assign(make.spec(), resume=str(first["folder"])), stop_at=0)
     assert said(capsys)[-2] == first
     assert (Path(str(first["folder"])) / "state.json").exists()
+
+
+def test_the_speed_is_that_of_this_process_and_before_its_first_step_that_of_earlier_ones(
+    make, assign: Assign, capsys
+) -> None:
+    spec = make.spec(num_steps=20)
+    run(assign(spec), stop_at=5)
+    folder = Path(str(said(capsys)[-2]["folder"]))
+    change_state(folder, train_seconds=1e6)
+    resumed = assign(spec, resume=str(folder))
+    slow = 5 * spec.train.tokens_per_step / 1e6
+    for assignment, speed in ((resumed, slow), (assign(spec), 0.0)):
+        training = loop.load(assignment)
+        assert Watch(training).tokens_per_second(training.state) == pytest.approx(speed)
+    run(resumed)
+    events = said(capsys)
+    assert events[-1]["train_seconds"] > 1e6
+    told = [event["tokens_per_second"] for event in events if "tokens_per_second" in event]
+    assert min(told) > 1000 * slow
 
 
 def test_the_newest_two_checkpoints_are_kept_and_leftovers_removed(
