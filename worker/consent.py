@@ -13,7 +13,7 @@ from worker.folder import WorkerFolder
 from worker.preview import Look, describe, take_look
 from worker.settings import JoinSettings
 
-QUESTION = "Work for this coordinator? It is asked once. [y/N] "
+QUESTION = "Work for this coordinator? You are asked this once. [y/N] "
 YES = frozenset({"y", "yes"})
 
 

@@ -17,7 +17,7 @@ from worker.folder import WorkerFolder
 from worker.gpus import parse_device
 from worker.limits import Machine
 from worker.settings import JoinSettings
-from worker.sharing import environment_of, its_memory, parts_of
+from worker.sharing import environment_of, its_disk, its_memory, parts_of
 from worker.status import Board
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def measure_first(
 ) -> capabilities.Probed:
     """What this machine's first device offers, measured now, with the steps on offer.
 
-    Raises CapabilityError or BadSetting.
+    Of what several devices share it is this one's part. Raises CapabilityError or BadSetting.
     """
     parts = parts_of(settings, num_cores=Machine.this().num_cores)
     part, several = parts[0], len(parts) > 1
@@ -44,6 +44,7 @@ def measure_first(
     refuse_gpu_memory(part, found)
     num_cpu = [one.device for one in parts].count("cpu")
     found = part.offered(its_memory(found, cap=part.memory_bytes, num_cpu=num_cpu))
+    found = its_disk(found, free_bytes=found.free_disk_bytes, owed_bytes=0, num_idle=len(parts))
     return replace(probed, capability=found)
 
 

@@ -6,10 +6,12 @@ For that the worker measures the machine, registers, and looks at the work witho
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from protocol.capability import Capability
 from protocol.messages import LeaseRequest, RunInfo
 from protocol.previews import Lack, Preview, PreviewedWork
+from protocol.specs import Kind
 from shared import sizing
 from shared.clock import now
 from shared.words import duration, size_words
@@ -29,6 +31,15 @@ log = logging.getLogger(__name__)
 
 MEASURING = "measuring this machine (some seconds; nothing else runs yet)"
 LABEL = 12
+COLUMNS = 80
+
+_WHAT: dict[Kind, str] = {
+    "seed": "the seed, which the other models of the run start from",
+    "expert": "its expert, the model for text of this kind",
+    "dense": "one model for all texts, which the experts are compared with",
+    "average": "the mean of other models",
+    "pretrained": "a model from elsewhere, which the other models of the run start from",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +124,8 @@ def verdict(look: Look) -> str:
 
 def speed_words(capability: Capability, measured_with: Sequence[str]) -> str:
     """How fast the device is, and with which steps that was measured. Pure."""
-    speed = f"{capability.flops_per_second / 1e9:.1f} GFLOP/s"
-    return f"{speed}, measured with steps of {'; and of '.join(measured_with)}"
+    speed = f"{capability.flops_per_second / 1e9:.1f} GFLOP/s (billion calculations a second)"
+    return f"{speed}, measured by training {'; and '.join(measured_with)}"
 
 
 def as_data(look: Look) -> dict[str, object]:
@@ -150,11 +161,13 @@ def _coordinator(look: Look) -> str:
     return "\n".join(
         [
             f"coordinator {look.info.coordinator}",
-            f"{'':<{LABEL}}This is its fingerprint, as the operator knows it. It is remembered: "
-            "nobody else",
-            f"{'':<{LABEL}}will be believed at {look.url}.",
-            _line("run", f"{look.info.run}, {look.preview.unfinished} assignment(s) not finished"),
-            _line("you", f"{look.worker} in its tables"),
+            _line(
+                "",
+                "This is its fingerprint: the operator of the run can tell you whether it is the "
+                f"right one. It is remembered: nobody else will be believed at {look.url}.",
+            ),
+            _line("run", f"{look.info.run}, {look.preview.unfinished} piece(s) of work to finish"),
+            _line("your id", look.worker),
             *_devices(look),
         ]
     )
@@ -163,78 +176,96 @@ def _coordinator(look: Look) -> str:
 def _devices(look: Look) -> list[str]:
     if not look.devices:
         return []
-    return [
-        _line("devices", f"{', '.join(look.devices)}: each takes work of its own;"),
-        _line("", "what follows is what the first one gets and takes"),
-    ]
+    words = f"{', '.join(look.devices)}: each takes work of its own; what follows is what the first"
+    return [_line("devices", f"{words} one gets and takes")]
 
 
 def _work(look: Look) -> list[str]:
     work, capability = look.preview.work, look.capability
-    machine = f"{capability.device_name} ({capability.device}), {capability.num_threads} thread(s)"
     if work is None:
         return [
             "",
-            f"What would run now: nothing, {printable(look.preview.reason)}.",
+            fill(f"What would run now: nothing, {printable(look.preview.reason)}.", COLUMNS),
             *(_line("", _lacking(lack)) for lack in look.preview.lacks),
-            _line("machine", f"{machine}, {_memory(capability)}"),
-            *_speed(look),
+            *_machine(look),
         ]
-    spec, start = work.spec, "" if work.resume is None else f", from step {work.resume.step}"
+    spec = work.spec
     down = download_bytes(work, own_shards=look.own_shards)
-    checkpoints = (
-        f"and {megabytes(sizing.checkpoint_bytes(spec))} a training checkpoint, one in "
-        f"{duration(work.checkpoint_seconds)} at most"
-    )
-    if work.shard.digest in look.own_shards:
-        checkpoints = "and no training checkpoint: it is on your own text, which stays here"
     peak = work.memory_bytes or sizing.training_memory_bytes(spec, device=capability.device)
+    disk = f"{megabytes(sizing.disk_bytes(spec) + down)} of {megabytes(capability.free_disk_bytes)}"
     lines = [
         "",
         "What would run now:",
-        _line("work", f"the {spec.kind} of domain {spec.domain}: "
-              f"{size_words(spec.shape, spec.lora)}, {spec.train.num_steps} steps{start}"),
+        _line("work", f'train a language model on the text "{spec.domain}": {_WHAT[spec.kind]}'),
+        _line("size", _size(work)),
         _line("why you", printable(work.reason)),
-        _line("time", f"about {duration(train_seconds(work, capability))} at the speed measured,"),
-        _line("", "then the next work, until the run is finished or you say stop"),
-        _line("memory", f"at most {megabytes(peak)} while it trains, {_memory(capability)}"),
-        _line("machine", machine),
-        *_speed(look),
-        _line("disk", f"at most {megabytes(sizing.disk_bytes(spec) + down)}"),
-        _line("down", f"{megabytes(down)} before it starts"),
-        _line("up", f"at most {megabytes(sizing.expert_bytes(spec))} at the end, {checkpoints}"),
+        _line("time", f"about {duration(train_seconds(work, capability))} at the speed measured; "
+              "then the next work, until the run is finished or you stop it (Ctrl-C)"),
+        _line("memory", f"at most {megabytes(peak)} while it trains"),
+        _line("disk", f"at most {disk} that are free for it"),
+        _line("download", f"{megabytes(down)} before it starts"),
+        _line("upload", _upload(look, work)),
+        *_machine(look),
     ]  # fmt: skip
     problem = problem_of(work, capability)
     return lines if problem is None else [*lines, _line("problem", f"not taken: {problem}")]
 
 
-def _speed(look: Look) -> list[str]:
-    if not look.measured_with:
-        return []
-    return [_line("speed", speed_words(look.capability, look.measured_with))]
+def _size(work: PreviewedWork) -> str:
+    spec = work.spec
+    model = f"a model of {_count(sizing.num_parameters(spec.shape))} numbers"
+    what = f"{model} (parameters; {size_words(spec.shape, None)})"
+    if spec.lora is not None:
+        adapter = f"{_count(sizing.trained_parameters(spec))} numbers (an adapter; "
+        what = f"an addition of {adapter}{size_words(spec.shape, spec.lora)}) to {what}"
+    done = "" if work.resume is None else f", of which {work.resume.step:,} are done"
+    return f"{what}, trained in {spec.train.num_steps:,} steps{done}"
 
 
-def _leaving(look: Look) -> list[str]:
+def _upload(look: Look, work: PreviewedWork) -> str:
+    expert = f"at most {megabytes(sizing.expert_bytes(work.spec))} at the end, what was trained"
+    if work.shard.digest in look.own_shards:
+        return f"{expert}; no checkpoint before: it is on your own text, which stays here"
+    return (
+        f"{expert}; before that a checkpoint of {megabytes(sizing.checkpoint_bytes(work.spec))}, "
+        "a saved state that another computer could go on from, at most every "
+        f"{duration(work.checkpoint_seconds)}"
+    )
+
+
+def _machine(look: Look) -> list[str]:
+    found = look.capability
+    free, total = megabytes(found.free_memory_bytes), megabytes(found.total_memory_bytes)
+    name = f"{found.device_name} ({found.device}), {found.num_threads} thread(s)"
+    speed = [_line("speed", speed_words(found, look.measured_with))]
     return [
-        "",
-        "What leaves this machine:",
-        "  - the weights that were trained, and training checkpoints of them",
-        "  - how far training is, how fast, and its loss; name, memory, free disk and speed of the",
-        f"    device ({look.capability.flops_per_second / 1e9:.1f} GFLOP/s); the address that it "
-        "calls from",
-        "  - to other peers: text and experts of the run that were fetched from it",
-        "Nothing else: "
-        + (
-            "the text that you offer stays here, and no other file of yours is read."
-            if look.own_text
-            else "none of your files is read."
-        ),
+        _line("machine", f"{name}; the worker may use {free} of {total} of memory"),
+        *(speed if look.measured_with else []),
     ]
 
 
-def _memory(capability: Capability) -> str:
-    free, total = capability.free_memory_bytes, capability.total_memory_bytes
-    return f"{megabytes(free)} of {megabytes(total)} to be had"
+def _leaving(look: Look) -> list[str]:
+    speed = f"{look.capability.flops_per_second / 1e9:.1f} GFLOP/s"
+    kept = "none of your files is read."
+    if look.own_text:
+        kept = "the text that you offer stays here, and no other file of yours is read."
+    return [
+        "",
+        "What leaves this machine:",
+        _item("what was trained (weights), and saved states of it on the way (checkpoints)"),
+        _item("how far training is, how fast, and how well it goes (its loss)"),
+        _item(
+            f"name, memory, free disk and speed ({speed}) of the device; network addresses of this "
+            "machine; the name that you gave the worker, and how long it stays"
+        ),
+        _item("to other computers of the run: its text and its models that this one fetched"),
+        fill(f"Nothing else: {kept}", COLUMNS),
+    ]
+
+
+def _count(number: int) -> str:
+    """`24,624`, or millions: `1.2 million`."""
+    return f"{number:,}" if number < 1e6 else f"{number / 1e6:,.1f} million"
 
 
 def _lacking(lack: Lack) -> str:
@@ -242,4 +273,19 @@ def _lacking(lack: Lack) -> str:
 
 
 def _line(label: str, text: str) -> str:
-    return f"  {label:<{LABEL - 2}}{text}"
+    return _filled(text, first=f"  {label:<{LABEL - 2}}", indent=LABEL)
+
+
+def _item(text: str) -> str:
+    return _filled(text, first="  - ", indent=4)
+
+
+def _filled(text: str, *, first: str, indent: int) -> str:
+    return fill(
+        text,
+        COLUMNS,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -152,10 +152,10 @@ def flops_per_second(spec: ExpertSpec, device: Device, *, seconds: float) -> flo
 
 
 def in_words(spec: ExpertSpec) -> str:
-    """What a step computes, for people: `4 layers of 128, FFN 512, 4 x 256 tokens`."""
+    """What a step computes, for people: `4 layers of 128 (FFN 512) on 4 x 256 tokens`."""
     shape, train = spec.shape, spec.train
     return (
-        f"{shape.num_layers} layers of {shape.hidden_size}, {size_words(shape, spec.lora)}, "
+        f"{shape.num_layers} layers of {shape.hidden_size} ({size_words(shape, spec.lora)}) on "
         f"{train.micro_batch * train.accumulation} x {train.sequence_length} tokens"
     )
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from protocol.capability import MAX_DEVICES
 from protocol.messages import Offer
 from shared.sizing import disk_bytes
-from worker.capability import CapabilityError
+from worker.capability import CapabilityError, Probed
 from worker.device import Device
 from worker.folder import WorkerFolder
 from worker.gpus import ORDER, VISIBLE, every
+from worker.measuring import measure_first
 from worker.screen import TextScreen
 from worker.settings import BadSetting, Cap, JoinSettings
 from worker.sharing import environment_of, its_disk, its_memory, labels_of, parse_devices, parts_of
@@ -169,6 +170,21 @@ def test_idle_devices_that_ask_at_once_are_told_of_no_more_than_there_is(
         num_idle=num_idle,
     )
     assert num_idle * one.free_disk_bytes <= max(0, free - owed)
+
+
+def test_before_anything_starts_a_device_is_told_of_its_part_of_the_disk(
+    make, tmp_path, monkeypatch
+):
+    free = 900_000_000
+    probed = Probed(make.capability(free_disk_bytes=free))
+    monkeypatch.setattr("worker.measuring.capabilities.probe", lambda **_: probed)
+    for devices, part in (
+        ((), free),
+        (("cpu", "cpu"), free // 2),
+        (("cpu", "cpu", "mps"), free // 3),
+    ):
+        found = measure_first(settings(*devices, num_threads=3), tmp_path, on_offer=())
+        assert found.capability.free_disk_bytes == part
 
 
 def test_a_device_is_told_of_what_the_work_of_another_one_leaves(make, tmp_path, monkeypatch):

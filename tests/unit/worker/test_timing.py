@@ -13,7 +13,7 @@ from worker import timing
 from worker.timing import in_words, measurable, measure, shortened, spec_of
 
 PLENTY = 10**12
-FIXED = "2 layers of 32, FFN 40, 2 x 32 tokens"
+FIXED = "2 layers of 32 (FFN 40) on 2 x 32 tokens"
 
 
 @pytest.fixture(autouse=True)
