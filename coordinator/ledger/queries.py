@@ -65,17 +65,8 @@ from coordinator.ledger.expiry import (
     forgive_downtime,
     keep_submissions,
 )
-from coordinator.ledger.leases import (
-    Offered,
-    OfferTerms,
-    acknowledge_lease,
-    is_proven,
-    offer_assignment,
-    release_lease,
-    renew_lease,
-    submit_expert,
-)
 from coordinator.ledger.making import add_made
+from coordinator.ledger.offering import Offered, OfferTerms, is_proven, offer_assignment
 from coordinator.ledger.operations import Settled, settle_assignment, treat_worker
 from coordinator.ledger.owned import (
     OwnDomainRow,
@@ -86,6 +77,8 @@ from coordinator.ledger.owned import (
     report_own_domain,
 )
 from coordinator.ledger.rebuild import Difference, Verdict, verify_ledger
+from coordinator.ledger.releasing import release_lease
+from coordinator.ledger.renewing import renew_lease
 from coordinator.ledger.requests import find_answer, forget_answers, keep_answer
 from coordinator.ledger.results import (
     AcceptedRow,
@@ -121,6 +114,8 @@ from coordinator.ledger.run import (
     set_phase,
     set_round,
 )
+from coordinator.ledger.starting import acknowledge_lease
+from coordinator.ledger.submitting import submit_expert
 from coordinator.ledger.views import (
     ReceiptRow,
     assignment_views,
