@@ -33,6 +33,7 @@ class Story:
                     token_digest=worker,
                     token_expires_at=1e9,
                     certificate_expires_at=1e9,
+                    allowed_at=0.0,
                 )
                 queries.register_worker(connection, registration, 1.0)
             shard = make.shard("python", "train")

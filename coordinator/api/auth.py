@@ -5,6 +5,7 @@ import hmac
 from sqlalchemy import Connection
 
 from coordinator.api.errors import ApiError
+from coordinator.api.limits import BURST_CALLS, TooFast, admit, calls_left
 from coordinator.api.settings import ApiSettings
 from coordinator.api.tokens import is_token, new_nonce, new_token, nonce_expiry
 from coordinator.ledger import queries
@@ -90,12 +91,23 @@ def register(
     settings: ApiSettings,
     now: float,
 ) -> RegisterAnswer | ApiError:
-    """Give a worker whose request was checked a token and a certificate; its nonce is used up."""
+    """Give a worker whose request was checked a token and a certificate; its nonce is used up.
+
+    It counts as one of the worker's calls. Raises ApiError, so that nothing is written at all,
+    when the worker calls too often.
+    """
     if not queries.use_nonce(connection, request.nonce, expires_at=nonce_expires_at):
         return _unknown_nonce()
     known = queries.find_worker(connection, request.worker)
     if known is not None and known.banned:
         return _banned(request.worker)
+    allowed_at = count_call(
+        connection,
+        request.worker,
+        0.0 if known is None else known.allowed_at,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        now=now,
+    )
     token = new_token(settings.token_key)
     certificate = _certify(request.worker, identity=identity, settings=settings, now=now)
     queries.register_worker(
@@ -109,6 +121,7 @@ def register(
             token_digest=digest_bytes(token.encode()),
             token_expires_at=now + settings.token_seconds,
             certificate_expires_at=certificate.certificate.expires_at,
+            allowed_at=allowed_at,
         ),
         now,
     )
@@ -153,6 +166,25 @@ def authenticate(connection: Connection, token: str, *, now: float) -> WorkerRow
     if worker.banned:
         raise _banned(worker.worker)
     return worker
+
+
+def count_call(
+    connection: Connection, worker: str, allowed_at: float, *, heartbeat_seconds: float, now: float
+) -> float:
+    """The worker's `allowed_at` after one more call. Raises ApiError RATE_LIMITED."""
+    num_leases = 1
+    if calls_left(allowed_at, now=now, heartbeat_seconds=heartbeat_seconds) < BURST_CALLS / 2:
+        # Of those that keep well below the pace of one lease it does not matter.
+        num_leases = len(queries.live_leases_of(connection, worker))
+    after = admit(allowed_at, now=now, heartbeat_seconds=heartbeat_seconds, num_leases=num_leases)
+    if isinstance(after, TooFast):
+        wait = after.retry_after_seconds
+        raise ApiError(
+            ErrorCode.RATE_LIMITED,
+            f"worker {worker}: too many calls, the next is answered in {wait:.1f} s",
+            retry_after_seconds=wait,
+        )
+    return after
 
 
 def renew_certificate(

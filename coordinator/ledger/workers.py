@@ -59,7 +59,10 @@ class WorkerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """What is kept of a registration. Of the token, only its SHA-256."""
+    """What is kept of a registration. Of the token, only its SHA-256.
+
+    `allowed_at` is the rate limit's after this call.
+    """
 
     worker: str
     name: str
@@ -69,6 +72,7 @@ class Registration:
     token_digest: str
     token_expires_at: float
     certificate_expires_at: float
+    allowed_at: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +118,7 @@ def register_worker(connection: Connection, registration: Registration, now: flo
         "token_expires_at": registration.token_expires_at,
         "certificate_expires_at": registration.certificate_expires_at,
         "seen_at": now,
-        "allowed_at": now,
+        "allowed_at": registration.allowed_at,
         "cached": "[]",
     }
     facts = {"capability": digest_value(registration.capability)}

@@ -101,6 +101,7 @@ class Leases:
                     token_digest=secrets.token_hex(32),
                     token_expires_at=FOREVER,
                     certificate_expires_at=0.0,
+                    allowed_at=now,
                 )
                 queries.register_worker(connection, registration, now)
             for worker in former:

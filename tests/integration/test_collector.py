@@ -118,6 +118,7 @@ class Place:
             token_digest="",
             token_expires_at=1e12,
             certificate_expires_at=1e12,
+            allowed_at=0.0,
         )
 
     def new_collector(self) -> Collector:

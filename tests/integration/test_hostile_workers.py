@@ -46,6 +46,7 @@ class Guest:
                     token_digest=digest_bytes(self.token.encode()),
                     token_expires_at=1e12,
                     certificate_expires_at=1e12,
+                    allowed_at=0.0,
                 ),
                 api.clock(),
             )

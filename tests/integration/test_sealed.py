@@ -304,6 +304,7 @@ def registration(make: Any) -> queries.Registration:
         token_digest=digest_bytes(TOKEN.encode()),
         token_expires_at=1e12,
         certificate_expires_at=1e12,
+        allowed_at=0.0,
     )
 
 

@@ -26,6 +26,7 @@ def register(connection, worker: str, make) -> None:
         token_digest=worker,
         token_expires_at=1e9,
         certificate_expires_at=1e9,
+        allowed_at=0.0,
     )
     queries.register_worker(connection, registration, 1.0)
 

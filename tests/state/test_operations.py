@@ -31,6 +31,7 @@ def connection(ledger, make):
                 token_digest=worker,
                 token_expires_at=1e9,
                 certificate_expires_at=1e9,
+                allowed_at=0.0,
             )
             queries.register_worker(opened, registration, 1.0)
         yield opened

@@ -12,7 +12,6 @@ from sqlalchemy import Connection
 from coordinator.api import auth
 from coordinator.api.errors import ApiError
 from coordinator.api.fleet import Fleet
-from coordinator.api.limits import BURST_CALLS, TooFast, admit, calls_left
 from coordinator.api.receipts import sign_receipt
 from coordinator.api.settings import ApiSettings
 from coordinator.ledger import Ledger, queries
@@ -23,7 +22,6 @@ from protocol.blobs import BlobRef
 from protocol.capability import Capability
 from protocol.certificates import SignedCertificate
 from protocol.digests import digest_value
-from protocol.errors import ErrorCode
 from protocol.messages import LeaseAnswer, LeaseRequest, LeaseState, Submission
 from protocol.receipts import SignedReceipt
 from protocol.specs import StepShape
@@ -251,19 +249,14 @@ def see(
     connection: Connection, context: ApiContext, worker: WorkerRow, said: Said, now: float
 ) -> None:
     """Note a sign of life. Raises ApiError, and notes nothing, when the worker calls too often."""
-    settings, beat = context.settings, context.settings.heartbeat_seconds
-    num_leases = 1
-    if calls_left(worker.allowed_at, now=now, heartbeat_seconds=beat) < BURST_CALLS / 2:
-        # Of those that keep well below the pace of one lease it does not matter.
-        num_leases = len(queries.live_leases_of(connection, worker.worker))
-    allowed_at = admit(worker.allowed_at, now=now, heartbeat_seconds=beat, num_leases=num_leases)
-    if isinstance(allowed_at, TooFast):
-        raise ApiError(
-            ErrorCode.RATE_LIMITED,
-            f"worker {worker.worker}: too many calls, the next is answered in "
-            f"{allowed_at.retry_after_seconds:.1f} s",
-            retry_after_seconds=allowed_at.retry_after_seconds,
-        )
+    settings = context.settings
+    allowed_at = auth.count_call(
+        connection,
+        worker.worker,
+        worker.allowed_at,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        now=now,
+    )
     sighting = Sighting(
         token_expires_at=now + settings.token_seconds,
         allowed_at=allowed_at,

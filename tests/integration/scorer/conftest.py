@@ -267,6 +267,7 @@ def registration(worker):
         token_digest=worker,
         token_expires_at=1e12,
         certificate_expires_at=1e12,
+        allowed_at=0.0,
     )
 
 

@@ -391,6 +391,19 @@ async def test_neither_a_rate_limit_nor_a_coordinator_in_trouble_ends_a_lease(
     assert attempt.step == 5
 
 
+@FAST
+async def test_a_worker_that_called_too_often_and_starts_again_waits_and_says_so(
+    api: Any, make: Any, workers: Any
+) -> None:
+    anna = workers("anna")
+    await call_too_often(await anna.join(make.capability()))
+    joining = asyncio.create_task(anna.join(make.capability()))
+    await until("it heard so", lambda: "the coordinator is busy, next try in" in anna.said)
+    assert not joining.done()
+    api.clock.advance(1.0)
+    await (await asyncio.wait_for(joining, 20)).beat()
+
+
 async def test_a_lost_answer_to_a_submission_changes_nothing_and_a_new_life_hands_in_again(
     api: Any, make: Any, workers: Any
 ) -> None:

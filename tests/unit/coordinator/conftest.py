@@ -139,6 +139,7 @@ def announce(clock, make):
                 token_digest="0" * 64,
                 token_expires_at=now + 3600,
                 certificate_expires_at=now + 3600,
+                allowed_at=now,
             )
             queries.register_worker(connection, registration, now)
             terms = queries.OfferTerms(

@@ -232,6 +232,7 @@ def run_ledger(ledger, clock, make):
                 token_digest=worker,
                 token_expires_at=1e12,
                 certificate_expires_at=1e12,
+                allowed_at=0.0,
             )
             queries.register_worker(connection, registration, clock())
         queries.set_own_data_terms(connection, terms_of(), now=clock())
