@@ -171,14 +171,15 @@ class Session:
 
     def _seconds_left(self, standing: Tally) -> float | None:
         """The clock starts with the first steps: what is done by then has no pace."""
+        moment = time.monotonic()
         if self._pace is None:
             if any(slot.event.get("event") == "progress" for slot in self._slots):
-                self._pace = Pace.begin(standing, time.monotonic())
+                self._pace = Pace.begin(standing, moment)
             return None
         leases = [slot.lease for slot in self._slots if slot.lease is not None]
         first_steps = {lease.row.spec.curve: lease.first_step or 0 for lease in leases}
-        self._pace = self._pace.after(standing, first_steps)
-        return self._pace.seconds_left(standing, time.monotonic())
+        self._pace = self._pace.after(standing, first_steps, moment)
+        return self._pace.seconds_left(standing)
 
     async def _beat(self) -> None:
         while True:

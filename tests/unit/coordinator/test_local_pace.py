@@ -46,21 +46,30 @@ def standing(**steps: int) -> Tally:
 def test_a_training_that_goes_on_from_a_checkpoint_brings_its_steps_along():
     pace = Pace.begin(standing(a=500, b=0), 100.0)
     now = standing(a=510, b=400)
-    pace = pace.after(now, {"a": 500, "b": 400})
-    assert pace.seconds_left(now, 101.0) == pytest.approx((490 + 600) / 10)
+    pace = pace.after(now, {"a": 500, "b": 400}, 101.0)
+    assert pace.seconds_left(now) == pytest.approx((490 + 600) / 10)
     later = standing(a=520, b=410)
-    pace = pace.after(later, {"a": 500, "b": 400})
-    assert pace.seconds_left(later, 102.0) == pytest.approx((480 + 590) / 15)
+    pace = pace.after(later, {"a": 500, "b": 400}, 102.0)
+    assert pace.seconds_left(later) == pytest.approx((480 + 590) / 15)
 
 
 def test_steps_that_were_made_here_count_for_what_goes_on_from_them():
-    pace = Pace.begin(standing(a=0), 0.0).after(standing(a=300), {"a": 0})
+    pace = Pace.begin(standing(a=0), 0.0).after(standing(a=300), {"a": 0}, 30.0)
     gone = standing(a=0)
-    pace = pace.after(gone, {})
-    assert pace.seconds_left(gone, 40.0) is None
+    pace = pace.after(gone, {}, 30.5)
+    assert pace.seconds_left(gone) is None
     again = standing(a=310)
-    pace = pace.after(again, {"a": 300})
-    assert pace.seconds_left(again, 31.0) == pytest.approx(69.0)
+    pace = pace.after(again, {"a": 300}, 31.0)
+    assert pace.seconds_left(again) == pytest.approx(69.0)
+
+
+def test_a_look_before_more_is_heard_tells_the_same():
+    now = standing(a=100)
+    pace = Pace.begin(standing(a=0), 0.0).after(now, {"a": 0}, 10.0)
+    assert pace.seconds_left(now) == pytest.approx(90.0)
+    assert pace.after(now, {"a": 0}, 10.9) == pace
+    later = standing(a=110)
+    assert pace.after(later, {"a": 0}, 20.0).seconds_left(later) == pytest.approx(890 * 20 / 110)
 
 
 @given(
@@ -82,6 +91,6 @@ def test_at_one_step_a_second_what_is_left_is_as_many_seconds_as_steps(curves, l
             clock += first + made - max(first, steps[name])
             steps[name] = first + made
             now = standing(**steps)
-            pace = pace.after(now, {name: first})
+            pace = pace.after(now, {name: first}, clock)
             left = sum(1000 - step for step in steps.values())
-            assert pace.seconds_left(now, clock) == pytest.approx(left)
+            assert pace.seconds_left(now) == pytest.approx(left)
