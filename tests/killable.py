@@ -88,7 +88,8 @@ def attach(ledger: Ledger, fuse: Fuse) -> None:
     def connect(_dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
         parameters["factory"] = Raw
 
-    event.listen(ledger._backend._engine, "do_connect", connect)
+    for engine in (ledger._backend.reader, ledger._backend.writer):
+        event.listen(engine, "do_connect", connect)
 
 
 class KillableApi:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _MAX_SHOWN = 80
 LEDGER_RETRY_SECONDS = 5.0
+BUSY_RETRY_SECONDS = 2.0
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -47,7 +48,7 @@ def install_error_handlers(app: FastAPI) -> None:
     """Map whatever a handler raises, ours or the framework's, to an `ErrorBody`."""
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(LedgerUnavailable, _ledger_away)
-    app.add_exception_handler(LedgerBusy, _ledger_away)
+    app.add_exception_handler(LedgerBusy, _ledger_busy)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -123,6 +124,12 @@ async def _ledger_away(_request: Request, error: Exception) -> Response:
     return respond(
         ApiError(ErrorCode.NOT_READY, words, retry_after_seconds=LEDGER_RETRY_SECONDS).body
     )
+
+
+async def _ledger_busy(_request: Request, error: Exception) -> Response:
+    log.warning("a request was put off: %s", error)
+    words = "too many read or write the ledger at once, nothing was changed; try again"
+    return respond(ApiError(ErrorCode.BUSY, words, retry_after_seconds=BUSY_RETRY_SECONDS).body)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

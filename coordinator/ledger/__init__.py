@@ -34,6 +34,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from coordinator.ledger import schema
 from coordinator.ledger.errors import LedgerBusy, LedgerError, LedgerUnavailable
@@ -52,7 +53,8 @@ class Ledger:
     """One ledger, safe to use from several threads and from several processes.
 
     All writers follow each other, in every process, and none of them starves. What a reader sees
-    is one state. Errors of the database that are not the caller's become LedgerUnavailable.
+    is one state, and no number of readers keeps a writer waiting. Errors of the database that are
+    not the caller's become LedgerUnavailable; where too many read at once, it is LedgerBusy.
     """
 
     def __init__(self, url: str) -> None:
@@ -118,6 +120,8 @@ class Ledger:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except NoConnectionFree as error:
+            raise LedgerBusy(f"ledger {self.url}: all of its connections are in use") from error
         except DBAPIError as error:
             advice = self._backend.explain(error)
             if advice is None:

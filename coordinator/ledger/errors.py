@@ -9,5 +9,5 @@ class LedgerUnavailable(LedgerError):
     """The database does not answer, or did not commit. The same again may succeed later."""
 
 
-class LedgerBusy(LedgerError):
-    """More writes wait than the writer holds. The same again succeeds once they are done."""
+class LedgerBusy(LedgerUnavailable):
+    """More want to read or write than may at once. The same again succeeds once they are done."""

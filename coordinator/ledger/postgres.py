@@ -4,7 +4,7 @@ import contextlib
 from contextlib import AbstractContextManager
 
 import psycopg
-from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from coordinator.ledger.errors import LedgerError
@@ -17,9 +17,14 @@ LOCK_SECONDS = 30
 SILENT_WRITER_SECONDS = 60
 """A writer that stops in the middle, such as a suspended process, loses its transaction then."""
 
-KEPT_CONNECTIONS = 4
-MOST_CONNECTIONS = 16
-"""Of each process. Four of them stay below the 100 that a server allows by default."""
+KEPT_READERS = 4
+MOST_READERS = 16
+MOST_WRITERS = 4
+"""Connections of each process, readers' and writers' apart, so that neither takes the other's.
+Those of four processes stay below the 100 that a server allows by default."""
+
+READER_WAIT_SECONDS = 5.0
+"""For a connection, when others read with all of them: well below what clients wait for."""
 
 _LOCK = (
     f"SELECT pg_advisory_xact_lock({WRITERS_LOCK}), "
@@ -60,23 +65,16 @@ class PostgresBackend:
                 "as in postgresql+psycopg://user@host/database"
             )
         self.url = url
-        self._engine = create_engine(
+        self.reader = _connections(
             url,
-            connect_args={"connect_timeout": CONNECT_SECONDS},
-            pool_size=KEPT_CONNECTIONS,
-            max_overflow=MOST_CONNECTIONS - KEPT_CONNECTIONS,
-            pool_use_lifo=True,
-            # A restart of the server then costs a round trip and not somebody's request.
-            pool_pre_ping=True,
-        )
-        event.listen(self._engine, "connect", _prepare)
-        event.listen(self._engine, "begin", _begin)
-        self.reader = self._engine.execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        )
-        self.writer = self._engine.execution_options(
-            isolation_level="READ COMMITTED", ledger_writes=True
-        )
+            pool_size=KEPT_READERS,
+            max_overflow=MOST_READERS - KEPT_READERS,
+            pool_timeout=READER_WAIT_SECONDS,
+        ).execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        self.writer = _connections(
+            url, pool_size=MOST_WRITERS, max_overflow=0, pool_timeout=LOCK_SECONDS
+        ).execution_options(isolation_level="READ COMMITTED")
+        event.listen(self.writer, "begin", _queue)
 
     def turn(self) -> AbstractContextManager[None]:
         """The server queues its writers itself."""
@@ -103,7 +101,21 @@ class PostgresBackend:
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self.reader.dispose()
+        self.writer.dispose()
+
+
+def _connections(url: URL, **pool: float) -> Engine:
+    engine = create_engine(
+        url,
+        connect_args={"connect_timeout": CONNECT_SECONDS},
+        pool_use_lifo=True,
+        # A restart of the server then costs a round trip and not somebody's request.
+        pool_pre_ping=True,
+        **pool,
+    )
+    event.listen(engine, "connect", _prepare)
+    return engine
 
 
 def _prepare(raw: psycopg.Connection, _record: object) -> None:
@@ -112,6 +124,5 @@ def _prepare(raw: psycopg.Connection, _record: object) -> None:
     raw.autocommit = False
 
 
-def _begin(connection: Connection) -> None:
-    if connection.get_execution_options().get("ledger_writes", False):
-        connection.exec_driver_sql(_LOCK)
+def _queue(connection: Connection) -> None:
+    connection.exec_driver_sql(_LOCK)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from coordinator.ledger.errors import LedgerError
@@ -31,8 +31,11 @@ SQLite begins a log anew only when nobody reads it. With six readers that overla
 it grew by 20 MB a second without end.
 """
 
-KEPT_CONNECTIONS = 8
-MOST_CONNECTIONS = 40
+KEPT_READERS = 8
+MOST_READERS = 40
+READER_WAIT_SECONDS = 5.0
+"""Readers' connections of each process, and how long one more waits for one: well below what
+clients wait for. The writer, of whom there is one at a time, has a connection of his own."""
 
 
 class SqliteBackend:
@@ -53,17 +56,15 @@ class SqliteBackend:
         self._turnstile = Turnstile(self.path)
         self._log = Path(f"{self.path}-wal")
         self._log_limit = LOG_BYTES
-        self._engine = create_engine(
+        self.reader = _connections(
             url,
-            connect_args={"timeout": BUSY_TIMEOUT_MILLISECONDS / 1000},
-            pool_size=KEPT_CONNECTIONS,
-            max_overflow=MOST_CONNECTIONS - KEPT_CONNECTIONS,
-            pool_use_lifo=True,
+            pool_size=KEPT_READERS,
+            max_overflow=MOST_READERS - KEPT_READERS,
+            pool_timeout=READER_WAIT_SECONDS,
         )
-        event.listen(self._engine, "connect", _prepare)
-        event.listen(self._engine, "begin", _begin)
-        self.reader = self._engine
-        self.writer = self._engine.execution_options(ledger_writes=True)
+        event.listen(self.reader, "begin", _begin_to_read)
+        self.writer = _connections(url, pool_size=1, max_overflow=0)
+        event.listen(self.writer, "begin", _begin_to_write)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -85,10 +86,11 @@ class SqliteBackend:
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self.reader.dispose()
+        self.writer.dispose()
 
     def _empty_log(self) -> None:
-        with self._engine.connect() as connection:
+        with self.writer.connect() as connection:
             driver: Any = connection.connection.driver_connection
             driver.execute(f"PRAGMA busy_timeout = {LOG_WAIT_MILLISECONDS}")
             was_busy = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
@@ -106,6 +108,17 @@ _ADVICE = {
 }
 
 
+def _connections(url: URL, **pool: float) -> Engine:
+    engine = create_engine(
+        url,
+        connect_args={"timeout": BUSY_TIMEOUT_MILLISECONDS / 1000},
+        pool_use_lifo=True,
+        **pool,
+    )
+    event.listen(engine, "connect", _prepare)
+    return engine
+
+
 def _prepare(raw: sqlite3.Connection, _record: Any) -> None:
     raw.isolation_level = None
     cursor = raw.cursor()
@@ -120,9 +133,12 @@ def _prepare(raw: sqlite3.Connection, _record: Any) -> None:
     cursor.close()
 
 
-def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("ledger_writes", False)
+def _begin_to_read(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
     # A reader that wrote would fail as soon as somebody else writes, too: it fails at once.
-    driver.execute(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    driver.execute("PRAGMA query_only = ON")
+    connection.exec_driver_sql("BEGIN")
+
+
+def _begin_to_write(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
