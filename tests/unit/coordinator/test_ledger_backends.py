@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from coordinator.ledger import Ledger, LedgerError, LedgerUnavailable
+from coordinator.ledger.postgres import MOST_WRITERS
 from coordinator.ledger.tables import entries, metadata, nonces
 
 CREATE = "import sys; from coordinator.ledger import Ledger; Ledger(sys.argv[1]).create()"
@@ -170,6 +172,18 @@ def test_a_failing_writer_leaves_nothing(opened):
         fail()
     with opened.read() as reader:
         assert reader.execute(nonces.select()).all() == []
+
+
+def test_more_threads_may_write_than_there_are_connections(opened):
+    def write(number: int) -> None:
+        with opened.begin() as connection:
+            row = {"nonce": str(number), "expires_at": 1.0}
+            connection.execute(nonces.insert(), row)
+
+    with ThreadPoolExecutor(3 * MOST_WRITERS) as threads:
+        list(threads.map(write, range(50)))
+    with opened.read() as connection:
+        assert len(connection.execute(nonces.select()).all()) == 50
 
 
 def test_a_missing_folder_is_said_in_words(tmp_path):
