@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from coordinator.ledger.assignments import AssignmentRow
 from coordinator.ledger.failing import Failing
-from coordinator.ledger.results import RunSnapshot
+from coordinator.ledger.snapshot import RunSnapshot
 from coordinator.planning.plan import Plan
 from coordinator.purposes import is_measurement
 from coordinator.scoring.verification import Standard

@@ -14,12 +14,21 @@ domains      domains and their shards
 workers      registration, tokens, nonces, signs of life
 assignments  work to do: adding it, reading it, writing back what the lifecycle decided
 making       checkpoints that the coordinator makes itself
-leases       offer, acknowledge, renew, submit, release, expire
+offering     offers of assignments to devices
+starting     their acknowledgement, and the step that training goes on from
+renewing     heartbeats of a lease's holder
+submitting   what a lease's holder hands in
+releasing    leases that are given back
+decisions    what these have in common
+expiry       leases that run out
 operations   what the operator may do to workers and assignments
 requests     answers to repeated requests
 checkpoints  what workers announced, what is durable, what is wanted
 visibility   who may read or upload a blob
-results      verification, accepted experts, evaluations, result tables
+verifying    the decision on a submission, and what it earns
+accepted     accepted checkpoints
+results      evaluations and result tables
+snapshot     all that decides what the run does next
 views        what the public routes show
 queries      all of the above under one name
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from coordinator import lifecycle
+from coordinator.ledger.accepted import accepted_of
 from coordinator.ledger.assignments import (
     AssignmentRow,
     find_assignment,
@@ -14,7 +15,6 @@ from coordinator.ledger.assignments import (
 )
 from coordinator.ledger.ending import cancel_assignment, fail_assignment, retry_assignment
 from coordinator.ledger.expiry import expire_leases_of
-from coordinator.ledger.results import accepted_of
 from coordinator.ledger.workers import Mark, WorkerRow, find_worker, mark_worker
 from coordinator.lifecycle import Assignment, Refused
 from protocol.admin import AssignmentVerb

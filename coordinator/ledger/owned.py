@@ -7,9 +7,9 @@ from sqlalchemy import Connection, select
 from sqlalchemy import Row as Found
 
 from coordinator import owndata
+from coordinator.ledger.accepted import expert_folder
 from coordinator.ledger.assignments import add_assignment, find_assignment
 from coordinator.ledger.entries import added, changed, record
-from coordinator.ledger.results import expert_folder
 from coordinator.ledger.run import own_data_terms
 from coordinator.ledger.tables import own_domains, workers
 from coordinator.lifecycle import Refused

@@ -1,5 +1,12 @@
 """Every named query of the ledger, and the values they return, under one name."""
 
+from coordinator.ledger.accepted import (
+    AcceptedRow,
+    accepted,
+    accepted_of,
+    accepted_specs,
+    expert_folder,
+)
 from coordinator.ledger.assignments import (
     AssignmentRow,
     add_assignment,
@@ -81,22 +88,12 @@ from coordinator.ledger.releasing import release_lease
 from coordinator.ledger.renewing import renew_lease
 from coordinator.ledger.requests import find_answer, forget_answers, keep_answer
 from coordinator.ledger.results import (
-    AcceptedRow,
     EvaluationRow,
-    RunSnapshot,
-    SubmissionRow,
-    accepted,
-    accepted_of,
-    accepted_specs,
     all_evaluations,
-    durable_submissions,
-    expert_folder,
     newest_results,
     record_evaluation,
     record_results,
-    record_verification,
     results_recorded_at,
-    snapshot,
 )
 from coordinator.ledger.run import (
     ROLES,
@@ -114,8 +111,10 @@ from coordinator.ledger.run import (
     set_phase,
     set_round,
 )
+from coordinator.ledger.snapshot import RunSnapshot, snapshot
 from coordinator.ledger.starting import acknowledge_lease
 from coordinator.ledger.submitting import submit_expert
+from coordinator.ledger.verifying import SubmissionRow, durable_submissions, record_verification
 from coordinator.ledger.views import (
     ReceiptRow,
     assignment_views,

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, case, func, select
 
+from coordinator.ledger.accepted import accepted
 from coordinator.ledger.assignments import all_assignments, parse_spec, some_assignments
 from coordinator.ledger.attempts import newest_attempts
 from coordinator.ledger.checkpoints import durable_steps
 from coordinator.ledger.domains import DomainRow, all_domains
 from coordinator.ledger.prepared import Prepared
-from coordinator.ledger.results import accepted, newest_evaluations
+from coordinator.ledger.results import newest_evaluations
 from coordinator.ledger.tables import (
     IS_LIVE,
     attempts,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator.folders import RunFolders
-from coordinator.ledger.results import AcceptedRow
+from coordinator.ledger.accepted import AcceptedRow
 from coordinator.runfile import RunFile
 from coordinator.scoring.forgetting import remembered
 from coordinator.scoring.lineup import Contestants, Lineup, named

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.ledger.results import AcceptedRow, SubmissionRow
+from coordinator.ledger.accepted import AcceptedRow
+from coordinator.ledger.verifying import SubmissionRow
 from coordinator.names import checkpoint_name
 from coordinator.scoring.adapters import find_unmerged
 from coordinator.scoring.measuring import Checkpoint, Measurer, num_labels

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from coordinator.folders import RunFolders
-from coordinator.ledger.results import AcceptedRow
+from coordinator.ledger.accepted import AcceptedRow
 from coordinator.names import checkpoint_name
 from coordinator.runfile import RunFile
 from coordinator.scoring.evidence import MODEL_FILE

@@ -11,7 +11,7 @@ from plans import CLASSES, SCHEMES, lineages_of, prepared_for, run_of
 from coordinator.ledger.assignments import AssignmentRow
 from coordinator.ledger.domains import DomainRow
 from coordinator.ledger.failing import Failing
-from coordinator.ledger.results import RunSnapshot
+from coordinator.ledger.snapshot import RunSnapshot
 from coordinator.lifecycle import Assignment
 from coordinator.planning.measured import Measured
 from coordinator.planning.plan import make_plan
