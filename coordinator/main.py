@@ -38,7 +38,7 @@ from coordinator.supervisor import RoleKeepsDying, Supervisor
 from coordinator.text.prepared import PrepareError
 from coordinator.text.sources import SourceError
 from protocol import PROTOCOL_VERSION
-from protocol.messages import StatusView
+from protocol.views import StatusView
 from shared import logs
 from shared.clock import now
 from shared.identity import IdentityError

@@ -18,7 +18,7 @@ from coordinator.purposes import is_measurement
 from coordinator.scoring.verification import Standard
 from protocol.assignments import AssignmentState
 from protocol.ids import Digest
-from protocol.messages import Phase
+from protocol.views import Phase
 
 
 @dataclass(frozen=True)

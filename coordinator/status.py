@@ -1,8 +1,8 @@
 """The status of a run as text."""
 
 from coordinator.scoring.table import render_table
-from protocol.messages import StatusView
 from protocol.owndata import OwnDomainView
+from protocol.views import StatusView
 
 
 def render_status(view: StatusView) -> str:

@@ -11,7 +11,8 @@ manifests    the files of a checkpoint
 capability   what a worker advertises of its hardware
 assignments  states of an assignment and the table of allowed transitions
 certificates membership of a run, signed by the coordinator
-messages     one request and one answer for each REST route
+messages     what workers ask and are answered, by REST route
+views        what the public routes show
 records      what peers publish in the DHT
 errors       error codes and the body that every refusal carries
 versions     which versions of all this a coordinator understands

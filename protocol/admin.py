@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from protocol.assignments import State
 from protocol.ids import AssignmentId, Digest, RunId, WorkerId
-from protocol.messages import Label, Text, WorkerState
+from protocol.messages import Label, Text
 from protocol.values import Amount, Count, Items, Number, Positive, Value
+from protocol.views import WorkerState
 
 WorkerVerb = Literal["ban", "unban", "drain", "undrain"]
 AssignmentVerb = Literal["retry", "cancel", "fail"]

@@ -21,7 +21,6 @@ from protocol.messages import (
     AssignmentHeartbeatAnswer,
     BlobUrl,
     Challenge,
-    DomainView,
     HeartbeatAnswer,
     LeaseAnswer,
     LeaseRequest,
@@ -39,6 +38,7 @@ from protocol.messages import (
 from protocol.owndata import DomainOffer, OwnDataTerms, OwnDomainView, SelfReport
 from protocol.previews import Preview
 from protocol.versions import HEADER
+from protocol.views import DomainView
 from shared.identity import Identity
 from shared.version import SOFTWARE_VERSION
 from worker.answers import read_answer

@@ -12,7 +12,7 @@ from coordinator.cli.remote import Remote
 from coordinator.cli.tables import show_assignments, show_why, show_workers
 from protocol.admin import WhyView
 from protocol.assignments import AssignmentState
-from protocol.messages import AssignmentView, WorkerView
+from protocol.views import AssignmentView, WorkerView
 from shared.tables import show_json
 
 MAX_NAMED = 5

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from coordinator.ledger.queries import Entry
 from coordinator.scheduling.requirements import short
 from protocol.admin import ConsideredView, WhyView
-from protocol.messages import AssignmentView, WorkerView
+from protocol.views import AssignmentView, WorkerView
 from shared.tables import show, show_table
 from shared.words import amount, duration
 

@@ -9,7 +9,7 @@ from sqlalchemy import Row as Found
 
 from coordinator.ledger.entries import added, changed, next_number, record
 from coordinator.ledger.tables import evaluations, results
-from protocol.messages import ResultTable
+from protocol.views import ResultTable
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from coordinator.ledger.errors import LedgerError
 from coordinator.ledger.prepared import Prepared
 from coordinator.ledger.tables import roles
 from coordinator.ledger.tables import run as _run
-from protocol.messages import Phase
 from protocol.owndata import OwnDataTerms
+from protocol.views import Phase
 
 Role = Literal["api", "network", "scorer"]
 ROLES: tuple[Role, ...] = ("api", "network", "scorer")

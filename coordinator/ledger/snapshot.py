@@ -12,7 +12,7 @@ from coordinator.ledger.run import get_run
 from coordinator.ledger.tables import assignments, attempts
 from protocol.assignments import AssignmentState
 from protocol.ids import Digest
-from protocol.messages import Phase, ResultTable
+from protocol.views import Phase, ResultTable
 
 
 @dataclass(frozen=True)

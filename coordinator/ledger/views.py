@@ -24,7 +24,7 @@ from coordinator.ledger.tables import (
 from coordinator.ledger.workers import WorkerRow, some_workers
 from coordinator.lifecycle import LEASE_INTERVALS
 from coordinator.names import checkpoint_name
-from protocol.messages import (
+from protocol.views import (
     AssignmentView,
     DomainView,
     ExpertView,

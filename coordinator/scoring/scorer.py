@@ -48,7 +48,7 @@ from coordinator.scoring.scores import Scoring
 from coordinator.scoring.table import render_results, result_table, results_json
 from coordinator.scoring.verification import Decision, Rejected, Standard
 from coordinator.text.prepared import Prepared, PrepareError
-from protocol.messages import Phase
+from protocol.views import Phase
 from shared.blobs import BlobMissing, BlobStore
 from shared.files import write_atomic
 from shared.logs import facts

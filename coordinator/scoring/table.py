@@ -17,7 +17,7 @@ from coordinator.scoring.outcome import (
     Measure,
     Results,
 )
-from protocol.messages import ResultTable, TableRow
+from protocol.views import ResultTable, TableRow
 
 BEST_COLUMN = "best single"
 ORACLE_COLUMN = "oracle"

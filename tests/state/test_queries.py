@@ -6,7 +6,8 @@ from story import ANNA, BERT, HEARTBEAT, Story
 from coordinator.ledger import queries
 from coordinator.lifecycle import SUBMISSION_INTERVALS, Refused
 from protocol.errors import ErrorCode
-from protocol.messages import Release, ResultTable, TableRow
+from protocol.messages import Release
+from protocol.views import ResultTable, TableRow
 from shared.sizing import step_flops
 
 NOBODY = "12D3KooW" + "C" * 44

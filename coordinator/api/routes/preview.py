@@ -22,8 +22,9 @@ from coordinator.scheduling import Backup, Candidate, Choice, NoWork, Obstacle
 from coordinator.scheduling.requirements import find_obstacle
 from coordinator.workload import make_candidate, make_work
 from protocol.assignments import FINAL, AssignmentState
-from protocol.messages import LeaseRequest, Phase
+from protocol.messages import LeaseRequest
 from protocol.previews import MAX_LACKS, Lack, Preview, PreviewedWork, Prospect
+from protocol.views import Phase
 
 router = APIRouter(prefix="/v1/assignments", tags=["assignments"])
 

@@ -16,12 +16,12 @@ from coordinator.ledger.queries import ROLES
 from protocol import PROTOCOL_VERSION
 from protocol.assignments import AssignmentState
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.messages import RunInfo
+from protocol.views import (
     AssignmentView,
     DomainView,
     ExpertView,
     ResultTable,
-    RunInfo,
     StatusView,
     WorkerView,
 )

@@ -4,13 +4,8 @@ import pytest
 
 from coordinator.ledger import queries
 from protocol.errors import ErrorCode
-from protocol.messages import (
-    ResultTable,
-    RunInfo,
-    StatusView,
-    TableRow,
-    WorkerHeartbeat,
-)
+from protocol.messages import RunInfo, WorkerHeartbeat
+from protocol.views import ResultTable, StatusView, TableRow
 from tests.integration.api.volunteer import add_work, finish, refusal
 
 

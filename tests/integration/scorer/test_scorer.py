@@ -15,7 +15,7 @@ from coordinator.ledger import queries
 from coordinator.scoring.pulse import Stopped
 from coordinator.scoring.scorer import run_scorer
 from protocol.assignments import AssignmentState
-from protocol.messages import ResultTable
+from protocol.views import ResultTable
 from shared import clock
 from shared.blobs import BlobStore
 from shared.model import load

@@ -13,7 +13,7 @@ from coordinator.cli.tables import large, show_assignments, show_why
 from coordinator.ledger.queries import BrokenEntry, Difference, Verdict
 from coordinator.runfile import load_run_file
 from protocol.admin import ConsideredView, RateView, WhyView
-from protocol.messages import AssignmentView
+from protocol.views import AssignmentView
 from shared.tables import Progress, show_table
 from shared.words import plain
 

@@ -10,7 +10,7 @@ import pytest
 from coordinator.folders import RunFolders
 from coordinator.main import main
 from protocol import PROTOCOL_VERSION
-from protocol.messages import ResultTable, TableRow
+from protocol.views import ResultTable, TableRow
 
 Call = Callable[..., tuple[int, str, str]]
 

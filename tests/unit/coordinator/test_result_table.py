@@ -21,8 +21,8 @@ from coordinator.scoring.table import (
     result_table,
     results_json,
 )
-from protocol.messages import ResultTable, TableRow
 from protocol.specs import ModelShape, TrainSpec
+from protocol.views import ResultTable, TableRow
 
 SHAPE = ModelShape(
     vocab_size=8, hidden_size=8, num_layers=1, num_heads=1, ffn_width=8, context_length=8

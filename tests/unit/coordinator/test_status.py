@@ -1,7 +1,7 @@
 """The status of a run as text."""
 
 from coordinator.status import render_status
-from protocol.messages import ResultTable, StatusView, TableRow
+from protocol.views import ResultTable, StatusView, TableRow
 
 VIEW = StatusView(
     run="tiny",
