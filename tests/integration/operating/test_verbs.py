@@ -137,7 +137,7 @@ def test_another_runs_token_ends_with_4_and_names_its_file(call, run):
     ("verb", "arguments", "words"),
     [
         ("why", ["nobody"], "`hdee-coordinator workers` lists them"),
-        ("ban", ["K"], "hdee-coordinator"),
+        ("ban", ["O"], "hdee-coordinator"),
         ("retry", ["python"], "expected an id such as"),
         ("pause", ["--reason", "x" * 501], "at most 500"),
         ("workers", ["--url", "http://example.org"], "admin token"),
