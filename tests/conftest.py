@@ -1,6 +1,7 @@
 """What many tests need: a clock that stands still, a temporary ledger, tiny specs, the real app."""
 
 import hashlib
+import logging
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,6 +39,18 @@ hypothesis.settings.load_profile("every-change")
 each time; `make search` looks for new ones."""
 
 HEARTBEAT_SECONDS = 10.0
+
+
+@pytest.fixture(autouse=True)
+def same_log() -> Iterator[None]:
+    """No test leaves its log to the next: a program's `main` opens one in a folder that goes."""
+    root = logging.getLogger()
+    kept, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(kept):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
 
 
 class FrozenClock:

@@ -3,7 +3,6 @@
 import asyncio
 import http.server
 import json
-import logging
 import signal
 import sys
 import threading
@@ -117,10 +116,8 @@ async def test_a_killed_worker_leaves_no_trainer_and_goes_on_and_a_stopped_one_h
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """`hdee-worker` in this process: exit code, standard output, standard error."""
-    root = logging.getLogger()
-    kept, level = root.handlers[:], root.level
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hdee-worker", *map(str, arguments)])
@@ -129,10 +126,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         shown = capsys.readouterr()
         return int(ended.value.code or 0), shown.out, shown.err
 
-    yield call
-    for handler in set(root.handlers) - set(kept):
-        handler.close()
-    root.handlers[:], root.level = kept, level
+    return call
 
 
 def test_version_names_software_and_protocol(call: Any) -> None:
