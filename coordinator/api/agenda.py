@@ -16,7 +16,6 @@ from coordinator.scheduling import Candidate, Index, Work
 from coordinator.scheduling.requirements import find_obstacle
 from coordinator.workload import is_offerable, make_running, make_work
 from protocol.assignments import FINAL, LIVE, AssignmentState
-from shared.sizing import step_flops
 
 
 class Agenda:
@@ -59,10 +58,10 @@ class Agenda:
 
     def observe(self, attempt: Attempt) -> None:
         """Take in how fast work that is underway goes on."""
-        pace = attempt.steps_per_second
-        if pace is not None:
-            row, _ = self._underway[attempt.assignment]
-            self._crew.observed[attempt.seat] = pace * step_flops(row.spec)
+        row, _ = self._underway[attempt.assignment]
+        speed = attempt.speed(row.spec)
+        if speed is not None:
+            self._crew.observed[attempt.seat] = speed
 
     def move(self, attempt: Attempt) -> None:
         """Take in how far work that is underway has come."""

@@ -57,11 +57,12 @@ class Attempt:
         """Another worker, on whose checkpoint this attempt was built."""
         return self.resumed_from if self.resumed_from != self.worker else None
 
-    @property
-    def steps_per_second(self) -> float | None:
-        """What it reached by our clock; None before MIN_OBSERVED_STEPS."""
+    def speed(self, spec: ExpertSpec) -> float | None:
+        """The FLOP/s it reached by our clock, but for its start; None before MIN_OBSERVED_STEPS."""
         steps, seconds = self.step - self.resumed_step, self.progressed_at - self.started_at
-        return steps / seconds if steps >= MIN_OBSERVED_STEPS and seconds > 0 else None
+        if steps < MIN_OBSERVED_STEPS or seconds <= 0:
+            return None
+        return _speed(spec, steps, seconds, self.tokens_per_second)
 
 
 def progressed_attempts(connection: Connection, *, since: float) -> tuple[Attempt, ...]:
@@ -226,7 +227,12 @@ def observed_speeds(connection: Connection, ids: Iterable[str] | None = None) ->
         rows = connection.execute(_PACES.order_by(attempts.c.offered_at))
     else:
         rows = (row for one in ids for row in reversed(_PACES_OF.all(connection, worker=one)))
-    return {seat_of(row.worker, row.device_number): _speed(row) for row in rows}
+    return {
+        seat_of(row.worker, row.device_number): _speed(
+            parse_spec(row.body), row.steps, row.seconds, row.tokens_per_second
+        )
+        for row in rows
+    }
 
 
 def ended(
@@ -322,13 +328,12 @@ _PACES_OF = Prepared(
 _PROGRESSED = Prepared(_SELECT.where(IS_LIVE, progress.c.progressed_at >= bindparam("since")))
 
 
-def _speed(row: Any) -> float:
-    spec = parse_spec(row.body)
+def _speed(spec: ExpertSpec, steps: int, seconds: float, tokens_per_second: float) -> float:
     one_step = step_flops(spec)
     return observed_speed(
-        flops=row.steps * one_step,
-        seconds=row.seconds,
-        told=row.tokens_per_second / spec.train.tokens_per_step * one_step,
+        flops=steps * one_step,
+        seconds=seconds,
+        told=tokens_per_second / spec.train.tokens_per_step * one_step,
     )
 
 

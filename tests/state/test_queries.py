@@ -106,6 +106,8 @@ def test_a_device_is_as_fast_as_it_trains_however_long_its_tiny_first_work_took_
     story.now += 14.0
     story.beat(held, 8, tokens_per_second=2.0 * story.spec.train.tokens_per_step)
     assert read(queries.observed_speeds)[ANNA] == pytest.approx(2.0 * step_flops(story.spec))
+    (attempt,) = read(queries.progressed_attempts, since=0.0)
+    assert attempt.speed(story.spec) == read(queries.observed_speeds)[ANNA]
 
 
 def test_attempts_tell_progress_speed_and_memory(story, read, write):

@@ -48,6 +48,6 @@ def dry_run(settings: JoinSettings) -> None:
         kept.close_or_remove(remains=kept.has_met(settings.url))
     show(describe(look))
     show(
-        "\nA dry run: this machine was measured and registered with the coordinator. No work was "
-        "taken, nothing was trained."
+        "\nA dry run: this machine was measured and registered with the coordinator. No work\n"
+        "was taken, nothing was trained."
     )
