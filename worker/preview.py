@@ -4,7 +4,7 @@ For that the worker measures the machine, registers, and looks at the work witho
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import fill
 
@@ -17,6 +17,7 @@ from shared.clock import now
 from shared.words import duration, size_words
 from worker.client import CoordinatorClient, new_request_id
 from worker.contact import Say, first_contact, persist
+from worker.cost import download_bytes, train_seconds
 from worker.folder import WorkerFolder
 from worker.manners.rules import available_seconds
 from worker.measuring import measure_first
@@ -139,22 +140,6 @@ def as_data(look: Look) -> dict[str, object]:
         "measured_with": list(look.measured_with),
         "preview": look.preview.model_dump(mode="json"),
     }
-
-
-def download_bytes(work: PreviewedWork, *, own_shards: Collection[str] = ()) -> int:
-    """Bytes to fetch before training starts, as long as only own text is here. Pure."""
-    size = 0 if work.shard.digest in own_shards else work.shard.size
-    if work.parent is not None:
-        size += work.parent.manifest.blob("model.safetensors").size
-    if work.resume is not None:
-        size += sum(file.blob.size for file in work.resume.files)
-    return size
-
-
-def train_seconds(work: PreviewedWork, capability: Capability) -> float:
-    """How long the rest of the training takes at the measured speed. Pure."""
-    left = work.spec.train.num_steps - (0 if work.resume is None else work.resume.step)
-    return left * sizing.step_flops(work.spec) / capability.flops_per_second
 
 
 def _coordinator(look: Look) -> str:

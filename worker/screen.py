@@ -12,6 +12,7 @@ from protocol.messages import Offer
 from shared import sizing
 from shared.training.runner import Event
 from shared.words import size_words
+from worker.cost import download_bytes, train_seconds
 
 LINE_SECONDS = 5.0
 """How often a progress line is printed."""
@@ -72,12 +73,8 @@ def describe_offer(
     `own_shards` are the digests of own text: it is here, and no training checkpoint on it leaves.
     """
     spec, is_own = offer.spec, offer.shard.digest in own_shards
-    down = 0 if is_own else offer.shard.size
-    if offer.resume is not None:
-        down += sum(file.blob.size for file in offer.resume.files)
-    if offer.parent is not None:
-        down += offer.parent.manifest.blob("model.safetensors").size
-    seconds = sizing.train_flops(spec) / max(capability.flops_per_second, 1.0)
+    down = download_bytes(offer, own_shards=own_shards)
+    seconds = train_seconds(offer, capability)
     start = f", from step {offer.resume.step}" if offer.resume else ""
     saved = megabytes(sizing.checkpoint_bytes(spec))
     return "\n".join(

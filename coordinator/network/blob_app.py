@@ -18,21 +18,20 @@ from weakref import WeakValueDictionary
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.api.limits import TooFast, meter
+from coordinator.network.refusals import BlobRefused, install_refusals
 from coordinator.urls import Purpose, SignedQuery, UrlRefused, check_url
 from protocol.blobs import MAX_PIECES, BlobRef, PieceList
 from protocol.digests import PIECE_BYTES
-from protocol.errors import HTTP_STATUS, ErrorBody, ErrorCode
+from protocol.errors import ErrorCode
 from protocol.ids import Digest
 from protocol.messages import MissingPieces
-from shared.blobs import BadBlob, BlobMissing, BlobStore, PartialBlob
+from shared.blobs import BlobMissing, BlobStore, PartialBlob
 from shared.exchange.rates import Bucket, Flow, Rates
 
 MAX_LIST_BYTES = 70 * MAX_PIECES + 1024
@@ -45,16 +44,6 @@ GET_SECONDS = 0.02
 BURST_GETS = 500
 """A worker reads so often at an even pace, and so often at once: a piece each time are 200 MB/s.
 What counts is the worker for whom the URL was signed: behind one address live many."""
-
-
-class _Refused(Exception):
-    def __init__(
-        self, code: ErrorCode, message: str, *, retry_after_seconds: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.retry_after_seconds = retry_after_seconds
 
 
 def create_blob_app(  # noqa: PLR0913 - what the network role knows and this app does not
@@ -80,7 +69,7 @@ def create_blob_app(  # noqa: PLR0913 - what the network role knows and this app
     _add_reading(app, store, may_read, Depends(reader))
     uploads = _Uploads(store, may_upload, on_complete)
     _add_uploading(app, uploads, Depends(_allowed("put", secret, now)), rates.down)
-    _add_refusals(app)
+    install_refusals(app)
     return app
 
 
@@ -93,7 +82,7 @@ def _allowed(
         try:
             check_url(digest, query, purpose=purpose, now=now(), secret=secret)
         except UrlRefused as refused:
-            raise _Refused(ErrorCode.FORBIDDEN, refused.reason) from refused
+            raise BlobRefused(ErrorCode.FORBIDDEN, refused.reason) from refused
         return query.peer
 
     return check
@@ -112,7 +101,7 @@ def _metered(
         if isinstance(after, TooFast):
             seconds = after.retry_after_seconds
             words = f"more than {1 / GET_SECONDS:.0f} reads a second; again in {seconds:.2f} s"
-            raise _Refused(ErrorCode.RATE_LIMITED, words, retry_after_seconds=seconds)
+            raise BlobRefused(ErrorCode.RATE_LIMITED, words, retry_after_seconds=seconds)
         allowed_at.pop(peer, None)
         while allowed_at and next(iter(allowed_at.values())) <= at:
             del allowed_at[next(iter(allowed_at))]
@@ -208,7 +197,7 @@ class _Uploads:
         try:
             pieces = PieceList.model_validate_json(body)
         except ValidationError as error:
-            raise _Refused(ErrorCode.BAD_REQUEST, f"piece list: {error}"[:2000]) from error
+            raise BlobRefused(ErrorCode.BAD_REQUEST, f"piece list: {error}"[:2000]) from error
         return self.complete(self._store.partial(ref, pieces), peer)
 
     def arriving(self, digest: str) -> PartialBlob:
@@ -217,7 +206,7 @@ class _Uploads:
         if partial is None and self._store.has(digest):
             partial = self._store.partial(ref, self._store.pieces(digest))
         if partial is None:
-            raise _Refused(ErrorCode.WRONG_STATE, f"blob {digest}: PUT its piece list first")
+            raise BlobRefused(ErrorCode.WRONG_STATE, f"blob {digest}: PUT its piece list first")
         return partial
 
     def complete(self, partial: PartialBlob, peer: str) -> MissingPieces:
@@ -229,7 +218,7 @@ class _Uploads:
     def _wanted(self, digest: str) -> BlobRef:
         ref = self._may_upload(digest)
         if ref is None:
-            raise _Refused(ErrorCode.FORBIDDEN, f"blob {digest}: not wanted now")
+            raise BlobRefused(ErrorCode.FORBIDDEN, f"blob {digest}: not wanted now")
         return ref
 
 
@@ -240,7 +229,7 @@ def _require(permitted: bool, digest: str) -> None:
 
 async def _body(request: Request, max_bytes: int, down: Bucket) -> bytearray:
     """The whole body, or a refusal as soon as it is known to be too long, or stalls."""
-    too_large = _Refused(
+    too_large = BlobRefused(
         ErrorCode.BODY_TOO_LARGE, f"body: more than {max_bytes} bytes, expected at most that"
     )
     declared = request.headers.get("content-length", "0")
@@ -261,40 +250,8 @@ async def _body(request: Request, max_bytes: int, down: Bucket) -> bytearray:
     except StopAsyncIteration:
         return body
     except TimeoutError as error:
-        raise _Refused(ErrorCode.BAD_REQUEST, f"body: stalled after {len(body)} bytes") from error
+        raise BlobRefused(
+            ErrorCode.BAD_REQUEST, f"body: stalled after {len(body)} bytes"
+        ) from error
     except ClientDisconnect as error:
-        raise _Refused(ErrorCode.BAD_REQUEST, "body: the client went away") from error
-
-
-def _answer(
-    code: ErrorCode, message: str, *, retry_after_seconds: float | None = None
-) -> JSONResponse:
-    body = ErrorBody(code=code, message=message[:2000], retry_after_seconds=retry_after_seconds)
-    return JSONResponse(body.model_dump(mode="json"), status_code=HTTP_STATUS[code])
-
-
-def _add_refusals(app: FastAPI) -> None:
-    @app.exception_handler(_Refused)
-    def refused(_: Request, error: _Refused) -> Response:
-        return _answer(error.code, error.message, retry_after_seconds=error.retry_after_seconds)
-
-    @app.exception_handler(BlobMissing)
-    def blob_missing(_: Request, error: BlobMissing) -> Response:
-        return _answer(ErrorCode.UNKNOWN_BLOB, f"blob {error.args[0]}: not here for you")
-
-    @app.exception_handler(BadBlob)
-    def bad_blob(_: Request, error: BadBlob) -> Response:
-        return _answer(ErrorCode.BAD_REQUEST, str(error))
-
-    @app.exception_handler(RequestValidationError)
-    def bad_request(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return _answer(ErrorCode.BAD_REQUEST, f"{first['loc'][-1]}: {first['msg']}")
-
-    @app.exception_handler(HTTPException)
-    def unrouted(_: Request, error: HTTPException) -> Response:
-        return _answer(ErrorCode.NOT_FOUND, str(error.detail))
-
-    @app.exception_handler(Exception)
-    def failed(_: Request, __: Exception) -> Response:
-        return _answer(ErrorCode.INTERNAL, "the network role failed; its log says why")
+        raise BlobRefused(ErrorCode.BAD_REQUEST, "body: the client went away") from error

@@ -11,13 +11,16 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
+from typing_extensions import override
 
+from coordinator.ledger import LedgerBusy
 from coordinator.network import blob_app
 from coordinator.network.blob_app import (
     MAX_PIECES_AT_ONCE,
     MAX_PIECES_OF_A_PEER,
     create_blob_app,
 )
+from coordinator.network.refusals import LEDGER_RETRY_SECONDS
 from coordinator.urls import sign_url
 from protocol.blobs import BlobRef
 from protocol.digests import PIECE_BYTES
@@ -271,6 +274,23 @@ async def test_a_range_outside_the_blob_is_refused(coordinator: Coordinator) -> 
         assert (part.status_code, part.content) == (206, b"234")
         outside = await client.get(url, headers={"range": "bytes=10-12"})
         assert outside.status_code == 416
+
+
+async def test_while_the_ledger_does_not_answer_a_reader_is_told_to_ask_again(
+    coordinator: Coordinator,
+) -> None:
+    class Away(set[tuple[str, str]]):
+        @override
+        def __contains__(self, _: object) -> bool:
+            raise LedgerBusy("all of its connections are in use")
+
+    ref = coordinator.store.add_bytes(b"public")
+    coordinator.readable = Away()
+    async with coordinator.client() as client:
+        answer = await client.get(coordinator.url(ref.digest))
+    body = ErrorBody.model_validate_json(answer.content)
+    assert (answer.status_code, body.code) == (429, "busy")
+    assert body.retry_after_seconds == LEDGER_RETRY_SECONDS
 
 
 async def test_what_is_no_digest_or_no_route_is_refused_in_our_words(

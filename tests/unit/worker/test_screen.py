@@ -5,6 +5,7 @@ from datetime import datetime
 import pytest
 
 from protocol.messages import Offer, Parent
+from shared.sizing import step_flops
 from worker.screen import (
     TextScreen,
     clock,
@@ -97,6 +98,9 @@ def test_an_offer_says_what_will_run_why_here_and_every_byte_that_comes(make) ->
     follow_up = offer.model_copy(update={"resume": resume, "parent": parent})
     text = describe_offer(follow_up, make.capability())
     assert "20 steps, from step 7 [" in text
+    slow = make.capability(flops_per_second=step_flops(spec))
+    assert "about 0:20 and" in describe_offer(offer, slow)
+    assert "about 0:13 and" in describe_offer(follow_up, slow)
     assert f"down {megabytes(3_000_000 + 5_000_000 + 3 * 1000)}, up" in text
 
 
