@@ -7,18 +7,24 @@ turn found as a whole, which spreads its load; and no owner that keeps publishin
 good, however many others do.
 """
 
+import heapq
 import random
 from typing import Any
 
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.utils import MSGPackSerializer
+from hivemind.utils.timed_storage import TimedStorage
 
 MAX_OWNERS = 64
 """Even if each of these records has MAX_RECORD_BYTES, an answer with all of them is believed."""
 
+MAX_LEFTOVERS = 128
+"""Times of replaced records that a storage may keep, beyond as many as it has records."""
+
 
 def bound_crowds() -> None:
     """Let no dictionary of hivemind's hold more than MAX_OWNERS records. Call it once."""
+    TimedStorage.store = _swept(TimedStorage.store)
     DictionaryDHTValue.store = _bounded(DictionaryDHTValue.store)
     DictionaryDHTValue.unpackb = classmethod(_unpack)
 
@@ -32,6 +38,20 @@ def _bounded(store: Any) -> Any:
         stored = bool(store(self, owner, record, expires_at))
         if len(self) > MAX_OWNERS:
             del self[random.choice([other for other in self.data if other != owner])]
+        return stored
+
+    return store_one
+
+
+def _swept(store: Any) -> Any:
+    # The names are hivemind's, which calls it by them, too.
+    def store_one(self: Any, key: object, value: object, expiration_time: float) -> bool:
+        stored = bool(store(self, key, value, expiration_time))
+        # hivemind keeps the time of what was replaced until then: a record that is sent again and
+        # again, or a crowd that takes turns, would fill the memory.
+        if len(self.expiration_heap) > 2 * len(self.data) + MAX_LEFTOVERS:
+            self.expiration_heap = list(self.key_to_heap.values())
+            heapq.heapify(self.expiration_heap)
         return stored
 
     return store_one

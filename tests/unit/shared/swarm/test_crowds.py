@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from hivemind.dht.node import Blacklist
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.proto import dht_pb2
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.records import MAX_RECORD_BYTES, TTL_SECONDS
-from shared.swarm.crowds import MAX_OWNERS
+from shared.swarm.crowds import MAX_LEFTOVERS, MAX_OWNERS
 from shared.swarm.guards import RequestGuard, prepare_hivemind
 
 prepare_hivemind()
@@ -31,7 +32,8 @@ class Time:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     time = Time()
-    monkeypatch.setattr("hivemind.utils.timed_storage.get_dht_time", lambda: time.now)
+    for module in ("utils.timed_storage", "dht.node"):
+        monkeypatch.setattr(f"hivemind.{module}.get_dht_time", lambda: time.now)
     return time
 
 
@@ -79,6 +81,34 @@ def test_an_older_record_does_not_end_a_newer_one(time: Time) -> None:
     assert not crowd.store("owner", b"old", 200.0)
     time.now = 250.0
     assert [(owner, entry.value) for owner, entry in crowd.items()] == [("owner", b"new")]
+
+
+def test_records_that_were_replaced_leave_next_to_nothing_behind(time: Time) -> None:
+    storage = DHTLocalStorage()
+    for number in range(100 * MAX_OWNERS):
+        owner = f"{number % (2 * MAX_OWNERS):052}"
+        assert storage.store_subkey(KEY, owner, b"in turn", 300.0 + number)
+    crowd = storage.get(KEY).value
+    for number in range(100 * MAX_OWNERS):
+        assert crowd.store("owner", b"renewed", 100.0 + number / 100)
+    most = 2 * (MAX_OWNERS + 1) + MAX_LEFTOVERS
+    assert len(crowd.expiration_heap) <= most
+    assert len(storage.expiration_heap) <= most
+    assert len(crowd) == MAX_OWNERS
+    time.now = 250.0
+    assert "owner" not in crowd
+    assert len(crowd) == MAX_OWNERS - 1
+    time.now = 300.0 + 100 * MAX_OWNERS
+    assert not list(crowd.items())
+    assert storage.get(KEY) is None
+
+
+def test_peers_that_do_not_answer_are_still_avoided(time: Time) -> None:
+    blacklist = Blacklist(base_time=5.0, backoff_rate=2.0)
+    blacklist.register_failure("peer")
+    assert "peer" in blacklist
+    time.now = 6.0
+    assert "peer" not in blacklist
 
 
 async def _is_believed(answer: bytes) -> bool:
