@@ -58,14 +58,19 @@ def _swept(store: Any) -> Any:
 
 
 def _unpack(cls: Any, raw: bytes) -> Any:
-    """The records that a peer sent, as many as are kept; of too many, any.
+    """The records that a peer sent, as many as are kept; of too many, any, but always the same.
+
+    What was decoded when it was validated is so again: a payload of which some parts cannot be
+    decoded would else pass, and hang who reads it.
 
     What it says of their number and life is not read: anything but a number there would end the
     search in an error that reaches nobody, and who asked would wait in vain.
     """
     _, _, records = MSGPackSerializer.loads(raw)
     found = cls()
+    if len(records) > MAX_OWNERS:
+        records = random.Random(raw).sample(records, MAX_OWNERS)
     with found.freeze():
-        for owner, record, expires_at in random.sample(records, min(len(records), MAX_OWNERS)):
+        for owner, record, expires_at in records:
             found.store(owner, record, expires_at)
     return found

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 
+import msgpack
 import pytest
 from hivemind.dht.node import Blacklist
 from hivemind.dht.routing import DHTID
@@ -180,3 +181,20 @@ def test_what_a_peer_says_of_the_length_of_its_answer_is_not_believed() -> None:
         assert found.store("another", b"x", NEVER)
         assert "another" in found
         assert len(found) == MAX_OWNERS
+
+
+def _decoded(raw: bytes) -> object:
+    try:
+        return MSGPackSerializer.loads(raw)
+    except TypeError:
+        return None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_can_be_decoded_once_can_be_decoded_again(seed: int) -> None:
+    """A validator decodes a payload to see that its readers can."""
+    records: list[list[object]] = [[number, b"", seed] for number in range(2 * MAX_OWNERS)]
+    records[seed][0] = ["no key of a dictionary"]
+    raw = msgpack.packb(msgpack.ExtType(0x50, msgpack.packb([None, 0.0, records])))
+    first, *others = [_decoded(raw) for _ in range(20)]
+    assert [repr(other) for other in others] == [repr(first)] * len(others)
