@@ -11,7 +11,7 @@ from worker.settings import BadSetting
 
 FLAG = "--offer-domain"
 MAX_DOMAINS = 4
-QUESTION = "Offer it? It is asked once for each name. [y/N] "
+QUESTION = "Offer it? You are asked this once for each name. [y/N] "
 YES = frozenset({"y", "yes"})
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
