@@ -12,7 +12,7 @@ JOBS ?= 2
 
 help:
 	@echo "make demo    a coordinator and three workers turn real text into an ensemble (4 to 7 minutes)"
-	@echo "make test    all tests"
+	@echo "make test    all tests (about 35 minutes on two cores)"
 	@echo "make slow    the tests that take minutes each"
 	@echo "make soak    what is too long for every change: a real pretrained model (93 MB are fetched), a storm of ten minutes"
 	@echo "make search  properties with other examples each time, and a thousand of each"

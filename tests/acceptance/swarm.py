@@ -150,7 +150,7 @@ class Swarm:
 
     def serve(self, *flags: str) -> None:
         self.start("coordinator", "hdee-coordinator", "serve", str(self.run_file), *flags)
-        self.wait_for("the coordinator is ready", self.ready, seconds=90)
+        self.wait_for("the coordinator is ready", self.ready, seconds=240)
 
     def ready(self) -> bool:
         try:

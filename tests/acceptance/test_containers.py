@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from swarm import Swarm
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -22,7 +22,7 @@ def test_the_containers_commands_serve_a_run_and_join_it(tmp_path):
             word.replace("/run-folder", str(swarm.run_folder)) for word in command_of("coordinator")
         ]
         swarm.start("coordinator", *serve)
-        swarm.wait_for("the coordinator is ready", swarm.ready, seconds=90)
+        swarm.wait_for("the coordinator is ready", swarm.ready, seconds=240)
         join = [
             word.replace("http://coordinator:8700", swarm.url).replace(
                 "/worker-folder", str(tmp_path / "worker")
@@ -33,5 +33,5 @@ def test_the_containers_commands_serve_a_run_and_join_it(tmp_path):
         swarm.wait_for(
             "the worker has work",
             lambda: any(view["worker"] for view in swarm.assignments()),
-            seconds=90,
+            seconds=240,
         )

@@ -13,7 +13,7 @@ from swarm import BIN, Swarm
 
 from coordinator.ledger import Ledger, queries
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(800)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(2400)]
 
 PRETRAINED = """\
 [shape]
@@ -126,7 +126,7 @@ def test_a_local_run_has_the_digests_of_the_swarms(tmp_path: Path) -> None:
         assert refused.returncode == 1
         assert "works on this run" in refused.stderr
         swarm.join("worker")
-        swarm.wait_for("the run is finished", swarm.finished, seconds=400)
+        swarm.wait_for("the run is finished", swarm.finished, seconds=1200)
         expected = digests(swarm.run_folder)
     done = train_local(local / "run.toml")
     assert done.returncode == 0, done.stderr
@@ -147,7 +147,7 @@ def test_experts_of_a_pretrained_model_are_the_same_in_a_swarm_and_locally(
         shutil.copytree(swarm.run_folder, local)
         swarm.serve()
         swarm.join("worker")
-        swarm.wait_for("the run is finished", swarm.finished, seconds=400)
+        swarm.wait_for("the run is finished", swarm.finished, seconds=1200)
         expected = digests(swarm.run_folder)
         rows = accepted(swarm.run_folder)
     experts = [row.spec for row in rows.values() if row.spec.kind == "expert"]

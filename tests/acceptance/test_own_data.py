@@ -15,7 +15,7 @@ from protocol.owndata import DomainOffer, OwnDomainView
 from shared.shards import Shard
 from shared.text.documents import documents_of
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(2400)]
 
 STEPS = 60
 SECRET = "the quince harvest of the seventh valley"
@@ -97,8 +97,8 @@ def test_an_own_domain_gets_its_expert_and_its_text_stays_where_it_is(
     swarm.serve()
     swarm.join("gardener", "--offer-domain", f"quinces={tmp_path / 'quinces'}")
     swarm.join("helper")
-    swarm.wait_for("its expert is accepted", lambda: state_of(swarm) == "accepted", seconds=600)
-    view = swarm.wait_for("its worker says how good it is", lambda: reported(swarm), seconds=300)
+    swarm.wait_for("its expert is accepted", lambda: state_of(swarm) == "accepted", seconds=900)
+    view = swarm.wait_for("its worker says how good it is", lambda: reported(swarm), seconds=600)
     assert view.perplexity_after < view.perplexity_before
     assert "What leaves it" in swarm.said("gardener")
 
@@ -120,7 +120,7 @@ def test_an_own_domain_gets_its_expert_and_its_text_stays_where_it_is(
         assert swarm.http.get(f"{swarm.url}/v1/blobs/{digest}").status_code in (401, 404)
         assert not any(digest in path.name for path in blobs.rglob("*"))
 
-    swarm.wait_for("the run is finished", swarm.finished, seconds=600)
+    swarm.wait_for("the run is finished", swarm.finished, seconds=900)
     status = swarm.get("/v1/status")
     assert status["experts_planned"] == status["experts_accepted"]
     assert [one["domain"] for one in status["own_domains"]] == ["quinces"]

@@ -176,7 +176,7 @@ def signal_all(processes: list[psutil.Process], number: int) -> None:
 @pytest.mark.parametrize(
     ("seconds", "steps"),
     [
-        pytest.param(180.0, 6200, id="three minutes", marks=pytest.mark.timeout(1800)),
+        pytest.param(180.0, 6200, id="three minutes", marks=pytest.mark.timeout(2700)),
         pytest.param(
             600.0, 20_000, id="ten minutes", marks=[pytest.mark.soak, pytest.mark.timeout(5400)]
         ),
@@ -190,7 +190,7 @@ def test_a_storm_costs_seconds_of_training_and_not_a_bit(tmp_path, seconds, step
         swarm.serve()
         for name in WORKERS:
             swarm.join(name)
-        swarm.wait_for("experts are trained", lambda: running_experts(swarm), seconds=240)
+        swarm.wait_for("experts are trained", lambda: running_experts(swarm), seconds=600)
         began = time.monotonic()
         for strike in storm(draw, seconds=seconds):
             POLL.wait(strike.after)
@@ -204,7 +204,7 @@ def test_a_storm_costs_seconds_of_training_and_not_a_bit(tmp_path, seconds, step
             else:
                 passed.append(f"{at} s: {strike.blow} of {strike.worker}")
         blew = time.monotonic() - began
-        swarm.wait_for("the run is finished", swarm.finished, seconds=900)
+        swarm.wait_for("the run is finished", swarm.finished, seconds=1200)
         starts = swarm.starts()
         costs = {
             f"{hit.at} s: {hit.strike.blow} of {hit.strike.worker}, {hit.lease.assignment} at step "
