@@ -19,6 +19,7 @@ from swarm import POLL, Swarm, running_in
 from test_swarm import accepted, running_experts, train_alone
 
 from coordinator.ledger import Ledger, queries
+from shared.clock import now
 
 pytestmark = [pytest.mark.acceptance]
 
@@ -26,13 +27,14 @@ WORKERS = ("anna", "bert", "carl")
 CHECKPOINT_SECONDS = 5.0
 MAX_LOST_SECONDS = 10.0
 TOKENS_PER_STEP = 8 * 64
-SEED = 20_261_122
+SEED = 20_261_123
 
 HEARTBEAT_SECONDS = 5
 """A lease of three of them outlasts a worker's restart."""
 
 STOPS = ("stop the trainer", "stop the worker")
-BLOWS = ("kill the worker", "kill the trainer", "kill both", *STOPS)
+KILLS = ("kill the worker", "kill the trainer", "kill both")
+BLOWS = (*KILLS, *KILLS, *STOPS)
 STARTS = re.compile(
     r"^(\d\d:\d\d:\d\d) .* training starts assignment=(\w+) step=(\d+)", re.MULTILINE
 )
@@ -40,10 +42,13 @@ STARTS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Strike:
-    """One blow of the storm: `after` seconds from the last one, at whom, and for how long."""
+    """One blow of the storm: `after` seconds from the last one, at whom, and for how long.
+
+    `whom` of 0 to 1 chooses among the workers that train then.
+    """
 
     after: float
-    worker: str
+    whom: float
     blow: str
     seconds: float
 
@@ -57,25 +62,30 @@ class Start:
     step: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Hit:
-    """A kill, `at` as in `Start`, and what the ledger knew then of the training that it hit."""
+    """A kill, `at` as in `Start`, and what the ledger knew then of the training that it hit.
+
+    `silent_seconds` have gone by since the heartbeat that told the step.
+    """
 
     at: int
-    strike: Strike
+    worker: str
+    blow: str
     lease: queries.Attempt
+    silent_seconds: float
 
     def lost_seconds(self, starts: list[Start]) -> float | None:
         """Training that is done twice because of it; None: nobody went on with the assignment.
 
-        Since its last heartbeat it may have trained on for an interval.
+        Since its last heartbeat it is taken to have trained on.
         """
         lease = self.lease
         after = [one for one in starts if one.assignment == lease.assignment and one.at >= self.at]
         if not after:
             return None
         speed = lease.tokens_per_second / TOKENS_PER_STEP
-        return max(0.0, (lease.step - after[0].step) / speed) + HEARTBEAT_SECONDS
+        return max(0.0, (lease.step - after[0].step) / speed + self.silent_seconds)
 
 
 def storm(draw: random.Random, *, seconds: float):
@@ -84,7 +94,7 @@ def storm(draw: random.Random, *, seconds: float):
     while elapsed < seconds:
         strike = Strike(
             after=min(20.0, draw.expovariate(1 / 9)),
-            worker=draw.choice(WORKERS),
+            whom=draw.random(),
             blow=draw.choice(BLOWS),
             seconds=draw.uniform(1.0, 3.0),
         )
@@ -118,8 +128,8 @@ class StormySwarm(Swarm):
                 found.append(process)
         return found
 
-    def held_by(self, name: str):
-        """What the ledger knows of the lease under which a worker trains; None: it has none."""
+    def leases(self) -> dict[str, queries.Attempt]:
+        """The leases under which workers train, as far as they told how fast, by worker."""
         ledger = Ledger(f"sqlite:///{self.run_folder / 'state' / 'ledger.sqlite'}")
         try:
             with ledger.read() as connection:
@@ -128,7 +138,7 @@ class StormySwarm(Swarm):
         finally:
             ledger.close()
         names = {row.worker: row.name for row in rows}
-        return next((one for one in leases if names.get(one.worker) == name), None)
+        return {names[one.worker]: one for one in leases if one.tokens_per_second}
 
     def starts(self) -> list[Start]:
         """From where trainings went on, in the order of their workers' logs' times."""
@@ -142,8 +152,7 @@ class StormySwarm(Swarm):
         """Seconds from the beginning to HH:MM:SS of a log, over midnight, too."""
         return (seconds_of(at) - self.began) % 86_400
 
-    def strike(self, strike: Strike) -> None:
-        name = strike.worker
+    def strike(self, strike: Strike, name: str) -> None:
         trainers = self.trainers(name)
         if strike.blow in STOPS:
             agent = psutil.Process(self.processes[name].pid)
@@ -186,6 +195,7 @@ def test_a_storm_costs_seconds_of_training_and_not_a_bit(tmp_path, seconds, step
     draw = random.Random(SEED)
     hits: list[Hit] = []
     passed: list[str] = []
+    struck_at: dict[str, float] = {}
     with StormySwarm(tmp_path, steps=steps) as swarm:
         swarm.serve()
         for name in WORKERS:
@@ -196,18 +206,24 @@ def test_a_storm_costs_seconds_of_training_and_not_a_bit(tmp_path, seconds, step
             POLL.wait(strike.after)
             if swarm.finished() or time.monotonic() > began + seconds:
                 break
-            lease = swarm.held_by(strike.worker)
-            at = swarm.elapsed(time.strftime("%H:%M:%S"))
-            swarm.strike(strike)
-            if lease is not None and lease.tokens_per_second and strike.blow not in STOPS:
-                hits.append(Hit(at=at, strike=strike, lease=lease))
+            leases = swarm.leases()
+            names = sorted(leases) or WORKERS
+            name = names[int(strike.whom * len(names))]
+            at, lease = swarm.elapsed(time.strftime("%H:%M:%S")), leases.get(name)
+            # Who told nothing since the last blow is not known to train: a kill then has no price.
+            trains = lease is not None and lease.progressed_at > struck_at.get(name, 0.0)
+            if lease is not None and trains and strike.blow not in STOPS:
+                silent_seconds = now() - lease.progressed_at
+                hits.append(Hit(at, name, strike.blow, lease, silent_seconds))
             else:
-                passed.append(f"{at} s: {strike.blow} of {strike.worker}")
+                passed.append(f"{at} s: {strike.blow} of {name}")
+            swarm.strike(strike, name)
+            struck_at[name] = now()
         blew = time.monotonic() - began
         swarm.wait_for("the run is finished", swarm.finished, seconds=1200)
         starts = swarm.starts()
         costs = {
-            f"{hit.at} s: {hit.strike.blow} of {hit.strike.worker}, {hit.lease.assignment} at step "
+            f"{hit.at} s: {hit.blow} of {hit.worker}, {hit.lease.assignment} at step "
             f"{hit.lease.step}": hit.lost_seconds(starts)
             for hit in hits
         }
