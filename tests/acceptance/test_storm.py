@@ -78,7 +78,7 @@ class Hit:
     def lost_seconds(self, starts: list[Start]) -> float | None:
         """Training that is done twice because of it; None: nobody went on with the assignment.
 
-        Since its last heartbeat it is taken to have trained on.
+        Since its last heartbeat it is taken to have trained on at the speed that it told.
         """
         lease = self.lease
         after = [one for one in starts if one.assignment == lease.assignment and one.at >= self.at]
