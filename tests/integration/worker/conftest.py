@@ -263,6 +263,13 @@ class Roles:
     def state(self, assignment: str) -> str:
         return self.row(assignment).state.value
 
+    def told_step(self, assignment: str) -> int:
+        """The step that its holder last told, 0 without one."""
+        with self.ledger.read() as connection:
+            return max(
+                (one.step for one in queries.live_attempts(connection, [assignment])), default=0
+            )
+
     def durable_step(self, assignment: str) -> int:
         with self.ledger.read() as connection:
             return queries.durable_steps(connection).get(assignment, 0)

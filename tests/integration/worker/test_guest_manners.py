@@ -133,6 +133,8 @@ async def test_whatever_is_killed_suspended_or_torn_the_next_life_goes_on_under_
     assert roles.row(assignment).standing.fencing == 1
 
     await tools.until("two checkpoints", lambda: len(checkpoints(folder)) > 1)
+    # Who gets no further for thirty heartbeats loses its lease: from here on they count anew.
+    await tools.until("it is heard of", lambda: roles.told_step(assignment) > reached, seconds=200)
     [trainer] = tools.trainers(tmp_path)
     os.kill(trainer, signal.SIGSTOP)
     again.kill()

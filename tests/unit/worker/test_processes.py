@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def orphan(tmp_path: Path) -> Iterator[psutil.Process]:
     child = psutil.Process(pid)
     try:
         os.kill(pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 60
+        while child.status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < deadline
         assert ProcessNotes(tmp_path).reap() == (), "its agent lives"
         assert child.is_running()
         agent.kill()
