@@ -176,9 +176,10 @@ def _announced(
     ports: Sequence[int],
 ) -> tuple[str, ...]:
     """What its owner named, as far as it works; else what the coordinator saw, and the LAN's."""
-    if announce:
-        working = [address.maddr for _, address in _addresses(announce) if address.port in ports]
-        return tuple(dict.fromkeys(working))[:MAX_ANNOUNCED]
+    named = _addresses(_hopeful((), announce, here=observed.is_loopback))
+    working = tuple(maddr for maddr, address in named if address.port in ports)
+    if working:
+        return working
     seen = [tcp_maddr(str(observed), port) for port in ports]
     nearby = _hopeful(listen_maddrs, (), here=observed.is_loopback)
     return tuple(dict.fromkeys([*seen, *nearby]))[:MAX_ANNOUNCED]

@@ -118,6 +118,14 @@ def test_without_an_observed_address_nothing_is_known():
     assert found.announce == ("/ip4/192.168.1.5/tcp/4001",)
 
 
+def test_an_announced_address_that_is_none_is_replaced_by_the_one_that_was_seen():
+    nowhere, other = "/ip4/0.0.0.0/tcp/1", "/ip4/203.0.113.7/tcp/2"
+    found = judge(told("reachable", nowhere), AT_HOME, (nowhere, other))
+    assert found.state == "reachable"
+    assert nowhere not in found.announce
+    assert "/ip4/203.0.113.7/tcp/1" in found.announce
+
+
 OUTCOMES = st.sampled_from(
     ["reachable", "refused", "timed_out", "no_route", "not_libp2p", "not_dialled"]
 )
